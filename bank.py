@@ -1,0 +1,167 @@
+"""The memory bank of arXiv 2404.19289: one unit row w_j per image, how it starts and how it moves.
+
+The bank is the classifier of instance discrimination: image i is class i, and row w_i is that class's weight vector. It
+is not trained by the optimiser. It starts either at random (NPID) or from one forward pass of the untrained encoder
+("feature calibrate"), and then follows one of two rules after each step:
+
+    npid       w_y <- normalise(m w_y + (1 - m) z_y)                                         the image's own row alone
+    corrected  w_k <- normalise(m w_k + (1 - m) Σ_i ([k = y_i] - P_k^(i)) z_i)               every row, k = 1 … N
+
+The second is a gradient step. For one sample dL_NCE/dw_k = (P_k - [k = y]) z / tau, for every k and not only for k = y;
+1/tau and the step size are absorbed in (1 - m). NPID's rule is what remains of it when P is dropped.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+RULES = ("corrected", "npid")
+
+
+class MemoryBank(nn.Module):
+    """N unit rows of D numbers: `weight` (N, D) float32, a buffer and never a parameter.
+
+    size is N, dim is D, momentum is m in [0, 1], rule is "corrected" or "npid", temperature is the tau of P in the
+    corrected rule. Starts at random; call `init_forward` for the paper's start. Raises ValueError for values outside
+    these ranges.
+    """
+
+    weight: Tensor
+
+    def __init__(self, size: int, dim: int, momentum: float = 0.5, rule: str = "corrected", temperature: float = 0.2):
+        super().__init__()
+        if size < 1 or dim < 1:
+            raise ValueError(f"a bank needs at least one row and one dimension, not size {size} and dim {dim}")
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"the bank's momentum m lies in [0, 1], not {momentum}")
+        if rule not in RULES:
+            raise ValueError(f"the bank's rule is one of {', '.join(RULES)}, not {rule!r}")
+        if not temperature > 0:
+            raise ValueError(f"the bank's temperature must be greater than 0, not {temperature}")
+        self.momentum, self.rule, self.temperature = momentum, rule, temperature
+        self.register_buffer("weight", torch.empty(size, dim))
+        self.init_random()
+
+    # ------------------------------------------------------------------------------------------------ initialisation
+
+    @torch.no_grad()
+    def init_random(self, generator: torch.Generator | None = None) -> None:
+        """Rows uniform on the unit sphere, as in NPID: the bank knows nothing of the images."""
+        self.weight.normal_(generator=generator)
+        self.weight.copy_(F.normalize(self.weight, dim=1))
+
+    @torch.no_grad()
+    def init_forward(self, encoder: nn.Module, batches) -> None:
+        """The paper's "feature calibrate": w_i = z_i from one pass of the untrained encoder over views.
+
+        batches yields (augmented views (B, 3, H, W), index (B,) long) and covers every row exactly once; ValueError if a
+        row is filled twice or never. The encoder runs in train mode without gradient; its mode is restored afterwards,
+        its BatchNorm statistics keep what they saw.
+        """
+        filled = torch.zeros(len(self.weight), dtype=torch.long, device=self.weight.device)
+        was_training = encoder.training
+        encoder.train()
+        for views, index in batches:
+            z = F.normalize(encoder(views).float(), dim=1)  # (B, D)
+            self._check(z, index)
+            self.weight[index] = z
+            filled.index_add_(0, index, torch.ones_like(index))
+        encoder.train(was_training)
+        if (filled != 1).any():
+            row = int((filled != 1).nonzero()[0])
+            raise ValueError(f"batches must cover every row once, but row {row} was filled {filled[row]} times")
+
+    # ------------------------------------------------------------------------------------------------------- reading
+
+    def similarity(self, z: Tensor, columns: Tensor | None = None) -> Tensor:
+        """Cosine similarities s_ij = z_i · w_j: (B, N), or (B, len(columns)) for those rows alone; z (B, D) unit.
+
+        Gradient flows to z. The bank is a constant here: call `update` after the backward pass, which still needs the
+        rows as they were.
+        """
+        rows = self.weight if columns is None else self.weight[columns]  # (M, D)
+        return z @ rows.T  # (B, M)
+
+    @torch.no_grad()
+    def sample(self, index: Tensor, negatives: int, generator: torch.Generator | None = None) -> Tensor:
+        """Columns (M,) for a sampled softmax: the batch's own rows once each, then K others, none drawn twice.
+
+        Drawn on the bank's device, without a Python loop. The original NPID code draws negatives among all rows, so an
+        image can meet its own row as a negative; here it cannot. Raises ValueError if fewer than K others exist.
+        """
+        own = index.unique()
+        others = len(self.weight) - len(own)
+        if not 0 < negatives <= others:
+            raise ValueError(f"negatives K must lie in [1, {others}] (the bank's other rows), not {negatives}")
+        keys = torch.rand(len(self.weight), device=self.weight.device, generator=generator)  # (N,) in [0, 1)
+        keys[own] = 2.0  # sorts behind every other row
+        return torch.cat([own, keys.topk(negatives, largest=False).indices])  # (M,)
+
+    def locate(self, index: Tensor, columns: Tensor | None = None) -> Tensor:
+        """The column (B,) that holds each image's own row: the target of `loss.nce`. ValueError if one is missing."""
+        if columns is None:
+            return index
+        order = columns.argsort()
+        place = torch.searchsorted(columns, index, sorter=order).clamp(max=len(columns) - 1)
+        target = order[place]  # (B,)
+        if not torch.equal(columns[target], index):
+            raise ValueError("columns must contain the batch's own rows: draw them with bank.sample(index, K)")
+        return target
+
+    # ------------------------------------------------------------------------------------------------------ updating
+
+    @torch.no_grad()
+    def update(
+        self,
+        z: Tensor,
+        index: Tensor,
+        similarity: Tensor | None = None,
+        columns: Tensor | None = None,
+        target: Tensor | None = None,
+    ) -> None:
+        """Move the bank after a step, in place and without gradient.
+
+        z (B, D) unit embeddings; index (B,) long; similarity (B, M) what `similarity(z, columns)` gave before any
+        update, recomputed if absent; columns (M,) the rows of a sampled softmax (rows outside it stay as they are);
+        target (B, M) soft weights that replace [k = y_i] in the corrected rule (CutMix). An index that occurs twice
+        adds both of its views, as the sum over the batch says. A row whose new value would be the zero vector stays as
+        it was. Raises ValueError for a wrong shape, an index outside the bank or a non-finite z; the bank is then
+        untouched. Source: section "grad update" of arXiv 2404.19289 in our reading; the released code has NPID's rule.
+        """
+        z = z.detach().float()
+        self._check(z, index)
+        if self.rule == "npid":
+            rows = index.unique()  # (R,)
+            step = torch.zeros(len(rows), z.shape[1], device=z.device)
+            step.index_add_(0, torch.searchsorted(rows, index), z)  # (R, D)  Σ_i [k = y_i] z_i
+        else:
+            rows = columns
+            if similarity is None:
+                similarity = self.similarity(z, columns)
+            # -dL/ds, with 1/tau absorbed: [k = y_i] - P_k^(i). Then the chain rule through s_ik = z_i · w_k.
+            pull = (similarity.detach().float() / self.temperature).softmax(1).neg_()  # (B, M)
+            if target is None:
+                own = self.locate(index, columns)[:, None]  # (B, 1)
+                pull.scatter_add_(1, own, torch.ones_like(own, dtype=pull.dtype))
+            else:
+                pull += target
+            step = pull.T @ z  # (M, D)  Σ_i ([k = y_i] - P_k^(i)) z_i
+        old = self.weight if rows is None else self.weight[rows]
+        new = step.mul_(1 - self.momentum).add_(old, alpha=self.momentum)
+        length = new.norm(dim=1, keepdim=True)  # (M, 1)
+        new = torch.where(length > 1e-12, new / length.clamp(min=1e-12), old)
+        if rows is None:
+            self.weight.copy_(new)
+        else:
+            self.weight[rows] = new
+
+    def _check(self, z: Tensor, index: Tensor) -> None:
+        size, dim = self.weight.shape
+        if z.ndim != 2 or z.shape[1] != dim or index.shape != z.shape[:1]:
+            raise ValueError(f"expected z (B, {dim}) and index (B,), got {tuple(z.shape)} and {tuple(index.shape)}")
+        if z.device.type != "cpu":
+            return  # reading a value back would stall an accelerator's queue in every step; train.py watches the loss
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
+            raise ValueError(f"index must lie in [0, {size - 1}], got {int(index.min())} to {int(index.max())}")
+        if not torch.isfinite(z).all():
+            raise ValueError("z holds a value that is not finite: the encoder has diverged")

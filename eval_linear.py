@@ -1,0 +1,348 @@
+"""What did the backbone learn? kNN and linear probes on frozen features, few labels, fine-tuning, with two controls.
+
+    python eval_linear.py runs/cifar10                         kNN and linear probe, a minute or two
+    python eval_linear.py runs/cifar10 --few-labels            the linear probe with 1 % and 10 % of the labels too
+    python eval_linear.py runs/cifar10 --augmented --finetune  the slow protocols too: training on augmented views
+    python eval_linear.py runs/cifar10 --dataset stl10         transfer: the same backbone, probed on other images
+    python eval_linear.py runs/cifar10 --export backbone.pt    the backbone alone, with torchvision's parameter names
+
+Every figure stands beside the same figure for the untrained encoder (its BatchNorm statistics measured on the images,
+its weights as they were before the first step) and for the raw pixels. What a method is worth is the distance to them.
+"""
+
+import argparse
+import copy
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import data
+from augment import Augment, plain
+from data import Dataset, Images, UserError
+from models import Encoder, autocast, pick_device, pick_precision
+from runs import new_encoder, read_checkpoint, save_whole
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)  # L2 penalties a probe chooses from, by a tenth of its training features
+
+
+# -------------------------------------------------------------------------------------------------------------- features
+
+
+@torch.no_grad()
+def extract(encoder: Encoder, images: Images, size: int, device, precision: str = "fp32", quiet: bool = True) -> Tensor:
+    """Frozen features (N, F) float32 on the CPU: the backbone in evaluation mode on the whole image at `size`."""
+    was_training = encoder.training
+    encoder.eval()
+    features = []
+    with tqdm(total=len(images), desc="features", unit=" images", unit_scale=True, leave=False, disable=quiet) as bar:
+        for pixels, index in images.batches(torch.arange(len(images)), 500, device):
+            with autocast(device, precision):
+                features.append(encoder.features(plain(pixels, size)).float().cpu())  # (B, F)
+            bar.update(len(index))
+    encoder.train(was_training)
+    return torch.cat(features)
+
+
+def raw_pixels(images: Images, size: int) -> Tensor:
+    """The control without a network: normalised pixels at no more than 32 a side, flattened to (N, 3 * side * side)."""
+    size, cpu = min(size, 32), torch.device("cpu")
+    return torch.cat([plain(x, size).flatten(1) for x, _ in images.batches(torch.arange(len(images)), 500, cpu)])
+
+
+@torch.no_grad()
+def settle_batchnorm(encoder: Encoder, images: Images, size: int, device, count: int = 2000) -> None:
+    """Give an untrained encoder's BatchNorm layers the statistics of the images, the only fair start for a control."""
+    norms = [m for m in encoder.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over the batches
+    encoder.train()
+    for pixels, _ in images.batches(torch.arange(min(count, len(images))), 250, device):
+        encoder.features(plain(pixels, size))
+    encoder.eval()
+
+
+# ---------------------------------------------------------------------------------------------------------------- probes
+
+
+def knn(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, k: int = 200, temperature: float = 0.1) -> float:
+    """Accuracy of the weighted vote of the k nearest training features (cosine, weights exp(s / T)), as in NPID."""
+    train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
+    k, classes, right = min(k, len(train)), int(labels.max()) + 1, 0
+    for part, part_truth in zip(test.split(1000), truth.split(1000)):
+        nearest, index = (part @ train.T).topk(k)  # (b, k)
+        votes = part.new_zeros(len(part), classes).scatter_add_(1, labels[index], (nearest / temperature).exp())
+        right += int((votes.argmax(1) == part_truth).sum())
+    return right / len(test)
+
+
+def linear_probe(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> float:
+    """Accuracy of logistic regression on standardised features (N, F), fitted to convergence with L-BFGS.
+
+    The L2 strength is the one of STRENGTHS that does best on a tenth of the training features; the fit is then repeated
+    on all of them. The test set chooses nothing.
+    """
+    mean, std = train.mean(0), train.std(0).clamp(min=1e-6)
+    train, test = (train - mean) / std, (test - mean) / std
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    held, kept = order[: len(train) // 10], order[len(train) // 10 :]
+    strength = STRENGTHS[2]
+    if len(held) >= 10:
+        score = lambda s: _accuracy(_fit(train[kept], labels[kept], s), train[held], labels[held])  # noqa: E731
+        strength = max(STRENGTHS, key=score)
+    return _accuracy(_fit(train, labels, strength), test, truth)
+
+
+def _fit(x: Tensor, y: Tensor, strength: float) -> nn.Linear:
+    head = nn.Linear(x.shape[1], int(y.max()) + 1)
+    nn.init.zeros_(head.weight), nn.init.zeros_(head.bias)
+    solver = torch.optim.LBFGS(head.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure():
+        solver.zero_grad()
+        loss = F.cross_entropy(head(x), y) + strength / 2 * head.weight.square().sum()
+        loss.backward()
+        return loss
+
+    solver.step(closure)
+    return head
+
+
+@torch.no_grad()
+def _accuracy(head: nn.Module, x: Tensor, y: Tensor) -> float:
+    return (head(x).argmax(1) == y).float().mean().item()
+
+
+def few_labels(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, share: float, draws: int = 5):
+    """Mean and standard deviation of the linear probe over draws of `share` of the labels, at least one a class."""
+    accuracies = []
+    for draw in range(draws):
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(draw))
+        chosen = []
+        for c in labels.unique():
+            members = order[labels[order] == c]
+            chosen.append(members[: max(1, round(share * len(members)))])
+        chosen = torch.cat(chosen)
+        accuracies.append(linear_probe(train[chosen], labels[chosen], test, truth))
+    accuracies = torch.tensor(accuracies)
+    return accuracies.mean().item(), accuracies.std().item()
+
+
+def train_head(
+    encoder: Encoder, dataset: Dataset, size: int, device, precision: str, epochs: int, finetune: bool, seed: int = 0
+) -> float:
+    """Train a linear classifier on augmented views (random crop and flip); with finetune the backbone too.
+
+    SGD with momentum 0.9 and a cosine: learning rate 0.1, no weight decay for the head alone (backbone frozen, in
+    evaluation mode); 0.03 and 5e-4 for fine-tuning. Returns the accuracy on the test images.
+    """
+    torch.manual_seed(seed)
+    encoder = copy.deepcopy(encoder).to(device)
+    classes = int(dataset.labelled.labels.max()) + 1
+    norm = nn.BatchNorm1d(encoder.feature_dim, affine=False)  # standardises the features as `linear_probe` does
+    head = nn.Sequential(norm, nn.Linear(encoder.feature_dim, classes)).to(device)
+    parameters = [*head.parameters()] + ([*encoder.backbone.parameters()] if finetune else [])
+    lr, decay = (0.03, 5e-4) if finetune else (0.1, 0.0)
+    optimizer = torch.optim.SGD(parameters, lr, 0.9, weight_decay=decay)
+    count, labels = len(dataset.labelled), dataset.labelled.labels.to(device)
+    batch = min(128, count)
+    per_epoch = count // batch
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * per_epoch)
+    augment = Augment(size, jitter_p=0, gray_p=0)
+    encoder.train(finetune)
+    head.train()
+    name = "fine-tuning" if finetune else "linear, augmented"
+    with tqdm(total=epochs * per_epoch * batch, desc=name, unit=" images", unit_scale=True, leave=False) as bar:
+        for _ in range(epochs):
+            for pixels, index in dataset.labelled.batches(torch.randperm(count)[: per_epoch * batch], batch, device):
+                with torch.set_grad_enabled(finetune), autocast(device, precision):
+                    features = encoder.features(augment(pixels))  # (B, F)
+                loss = F.cross_entropy(head(features.float()), labels[index])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                bar.update(batch)
+    head.eval()
+    features = extract(encoder, dataset.test, size, device, precision).to(device)
+    return _accuracy(head, features, dataset.test.labels.to(device))
+
+
+# -------------------------------------------------------------------------------------------------------- all of it, once
+
+
+def knn_monitor(encoder: Encoder, dataset: Dataset, size: int, device, precision: str, k: int = 20) -> float:
+    """kNN on at most 5 000 training and 1 000 test images, for the progress of a run; never a result to report."""
+    measured = []
+    for images, most in ((dataset.labelled, 5000), (dataset.test, 1000)):
+        part = images.take(torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:most])
+        measured += [extract(encoder, part, size, device, precision), part.labels.cpu()]
+    return knn(*measured, k)
+
+
+def evaluate(
+    checkpoint: dict,
+    dataset: Dataset,
+    size: int = 0,
+    device: str = "auto",
+    k: int = 200,
+    slow: tuple[str, ...] = (),
+    epochs: int = 20,
+    controls: bool = True,
+    quiet: bool = False,
+) -> dict:
+    """Measure a checkpoint's backbone: {"trained": {...}, "untrained": {...}, "raw": {...}} with fractions of 1.
+
+    Each has "knn" and "linear"; slow may name "few_labels" (adds linear_1 and linear_10, with _std), "augmented" and
+    "finetune" (add a figure each, networks only, after `epochs` epochs). size 0 is the run's --eval-size or --size.
+    """
+    config = checkpoint["config"]
+    size, device = size or config["eval_size"] or config["size"], pick_device(device)
+    precision = pick_precision("auto", device)
+    if not dataset.labelled or not dataset.test:
+        raise UserError(
+            "no labels to evaluate with: name labelled images, --dataset cifar10 or --dataset folder --data-dir DIR"
+        )
+    dataset = dataset.to(device)
+    labels, truth = dataset.labelled.labels.cpu(), dataset.test.labels.cpu()
+    trained = new_encoder(config)
+    untrained = copy.deepcopy(trained)
+    trained.load_state_dict(checkpoint["encoder"])
+    contestants = {"trained": trained} | ({"untrained": untrained, "raw": None} if controls else {})
+    results = {}
+    for name, encoder in contestants.items():
+        if encoder is None:
+            train, test = raw_pixels(dataset.labelled, size), raw_pixels(dataset.test, size)
+        else:
+            encoder.to(device, memory_format=torch.channels_last)
+            if name == "untrained":
+                settle_batchnorm(encoder, dataset.labelled, size, device)
+            train, test = (
+                extract(encoder, part, size, device, precision, quiet) for part in (dataset.labelled, dataset.test)
+            )
+        row = {"knn": knn(train, labels, test, truth, k), "linear": linear_probe(train, labels, test, truth)}
+        if "few_labels" in slow:
+            for percent in (1, 10):
+                row[f"linear_{percent}"], row[f"linear_{percent}_std"] = few_labels(
+                    train, labels, test, truth, percent / 100
+                )
+        for protocol in ("augmented", "finetune"):
+            if protocol in slow and encoder is not None:
+                finetune = protocol == "finetune"
+                row[protocol] = train_head(encoder, dataset, size, device, precision, epochs, finetune)
+        results[name] = row
+    return results
+
+
+def table(results: dict) -> str:
+    """The results as aligned text, in percent."""
+    heads = {"knn": "kNN", "linear": "linear", "linear_1": "linear, 1 %", "linear_10": "linear, 10 %"}
+    heads |= {"augmented": "linear, augmented", "finetune": "fine-tuned"}
+    columns = [key for key in heads if key in results["trained"]]
+
+    def cell(row: dict, key: str) -> str:
+        spread = f" ± {100 * row[key + '_std']:.1f}" if key + "_std" in row else ""
+        return f"{100 * row[key]:.1f}{spread}" if key in row else "-"
+
+    lines = [["%", *(heads[key] for key in columns)]]
+    lines += [[name, *(cell(row, key) for key in columns)] for name, row in results.items()]
+    return "\n".join(f"{name:<12}" + "".join(f"{text:>20}" for text in cells) for name, *cells in lines)
+
+
+# ----------------------------------------------------------------------------------------------------------- command line
+
+
+def hardware(device: str = "auto") -> str:
+    """What the figures were measured on, in words."""
+    if pick_device(device).type == "cuda":
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line[:10] == "model name"
+        ]
+        name = models[0] if models else name
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN_OR_CHECKPOINT", help="a run's folder, or a checkpoint file")
+    parser.add_argument("--dataset", choices=data.DATASETS, help="images to evaluate on [the run's own]")
+    parser.add_argument("--data-dir", help="where they lie [as in the run]")
+    parser.add_argument("--subset", type=int, help="labelled training images to use, 0 for all [as in the run]")
+    parser.add_argument(
+        "--holdout", type=int, help="test on this many training images instead of the test set [as in the run]"
+    )
+    parser.add_argument(
+        "--size", type=int, default=0, help="side of the images in pixels [the run's --eval-size or --size]"
+    )
+    parser.add_argument("--k", type=int, default=200, help="neighbours of kNN [200]")
+    parser.add_argument(
+        "--few-labels", action="store_true", help="add the linear probe with 1 %% and 10 %% of the labels"
+    )
+    parser.add_argument("--augmented", action="store_true", help="add a linear probe trained on augmented views (slow)")
+    parser.add_argument("--finetune", action="store_true", help="add fine-tuning of the whole network (slowest)")
+    parser.add_argument("--epochs", type=int, default=20, help="epochs of --augmented and --finetune [20]")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, as fractions of 1")
+    parser.add_argument("--export", type=Path, metavar="FILE", help="write the backbone's state_dict there and stop")
+    return parser.parse_args(argv)
+
+
+def load_for(checkpoint: dict, args: argparse.Namespace) -> Dataset:
+    """The run's own dataset, or the one the command line names."""
+    config = checkpoint["config"]
+    own = args.dataset in (None, config["dataset"]) and args.data_dir in (None, config["data_dir"])
+    choose = lambda given, inherited, otherwise: given if given is not None else inherited if own else otherwise  # noqa: E731
+    return data.load(
+        args.dataset or config["dataset"],
+        args.data_dir or config["data_dir"],
+        args.size or config["eval_size"] or config["size"],
+        choose(args.subset, config["subset"], 0),
+        choose(args.holdout, config["holdout"], 0),
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        checkpoint = read_checkpoint(args.run)
+        if args.export:
+            encoder = new_encoder(checkpoint["config"])
+            encoder.load_state_dict(checkpoint["encoder"])
+            save_whole(encoder.backbone.state_dict(), args.export, "--export")
+            print(f"{args.export}: the {checkpoint['config']['arch']} backbone, a plain state_dict")
+            return 0
+        if args.k < 1 or args.epochs < 1 or args.size < 0:
+            raise UserError("--k and --epochs must be at least 1, and --size not negative")
+        if args.json and not args.json.parent.is_dir():
+            raise UserError(f"--json {args.json}: the folder {args.json.parent} does not exist")
+        slow = tuple(name for name in ("few_labels", "augmented", "finetune") if getattr(args, name))
+        started = time.perf_counter()
+        dataset = load_for(checkpoint, args)
+        results = evaluate(checkpoint, dataset, args.size, args.device, args.k, slow, args.epochs)
+    except UserError as error:
+        print(f"eval_linear.py: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"{len(dataset.labelled)} labelled and {len(dataset.test)} test images, {time.perf_counter() - started:.0f} s"
+    )
+    print(table(results))
+    if args.json:
+        note = {"run": args.run, "k": args.k, "hardware": hardware(args.device), "date": time.strftime("%Y-%m-%d")}
+        args.json.write_text(json.dumps(results | note | {"config": checkpoint["config"]}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

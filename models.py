@@ -1,0 +1,135 @@
+"""Encoders: a torchvision backbone by name, its stem made fit for small images, and an MLP projector on top.
+
+    x (B, 3, H, W)  --backbone-->  features (B, F)  --projector-->  f(x) (B, D)  --normalise-->  z (B, D)
+
+The projector is for pretraining only. What one keeps, evaluates and exports is the backbone: `encoder.backbone` has
+torchvision's own parameter names, so its `state_dict()` loads into the torchvision model of the same name.
+"""
+
+import torch
+import torch.nn.functional as F
+import torchvision.models as tv
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+SMALL = 64  # images up to this many pixels a side get a stem that keeps their resolution
+
+RESNETS = {
+    "resnet10": (BasicBlock, (1, 1, 1, 1)),
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
+MOBILE = {
+    "mobilenet_v2": tv.mobilenet_v2,
+    "mobilenet_v3_small": tv.mobilenet_v3_small,
+    "efficientnet_b0": tv.efficientnet_b0,
+}
+ARCHITECTURES = (*RESNETS, *MOBILE, "vit_tiny")
+
+
+class Encoder(nn.Module):
+    """Backbone and projector: `features(x)` gives (B, F), `forward(x)` gives unit z (B, D).
+
+    arch is one of ARCHITECTURES; size the training images' side in pixels (it chooses the stem, and the number of
+    positions of vit_tiny); width the channels of a ResNet's first stage (None: 64, torchvision's own); dim is D; layers
+    and hidden shape the projector. Raises ValueError for an unknown arch or a width where it has no meaning.
+    """
+
+    def __init__(self, arch="resnet18", size=32, width=None, dim=2048, layers=2, hidden=2048):
+        super().__init__()
+        self.backbone = build_backbone(arch, size, width)
+        with torch.no_grad():  # ask the backbone how wide its output is
+            self.backbone.eval()
+            self.feature_dim = self.backbone(torch.zeros(1, 3, size, size)).shape[1]
+            self.backbone.train()
+        self.projector = build_projector(self.feature_dim, hidden, dim, layers)
+
+    def features(self, x: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, F)
+        return self.backbone(x)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, D)
+        return F.normalize(self.projector(self.backbone(x)).float(), dim=1)  # float: a unit vector in bf16 is not one
+
+
+def build_backbone(arch: str, size: int, width: int | None = None) -> nn.Module:
+    """The torchvision network called arch without its classifier; see `Encoder` for the arguments."""
+    small = size <= SMALL
+    if width is not None and arch not in RESNETS:
+        raise ValueError(f"width is an option of {', '.join(RESNETS)}, not of {arch}")
+    if arch in RESNETS:
+        block, depths = RESNETS[arch]
+        net = _resnet(block, depths, width or 64)
+        net.fc = nn.Identity()
+        if small:  # 3x3 convolution at full resolution, no pooling: the usual CIFAR stem
+            net.conv1 = nn.Conv2d(3, width or 64, kernel_size=3, stride=1, padding=1, bias=False)
+            nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+            net.maxpool = nn.Identity()
+    elif arch in MOBILE:
+        net = MOBILE[arch](weights=None)
+        net.classifier = nn.Identity()
+        if small:  # these begin with a 3x3 convolution already: only its stride goes
+            net.features[0][0].stride = (1, 1)
+    elif arch == "vit_tiny":
+        patch = max(1, size // 8) if small else 16  # an 8 x 8 grid on small images
+        if size % patch:
+            raise ValueError(f"vit_tiny cuts images in patches of {patch}: size {size} is not a multiple of it")
+        net = tv.VisionTransformer(size, patch, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768)
+        net.heads = nn.Identity()
+    else:
+        raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHITECTURES)}")
+    return net
+
+
+def _resnet(block, depths, width: int) -> ResNet:
+    net = ResNet(block, list(depths))
+    if width != 64:  # torchvision fixes the first stage at 64 channels: build the stages again, from `width`
+        net.inplanes = width
+        net.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
+        net.bn1 = nn.BatchNorm2d(width)
+        for i, depth in enumerate(depths):
+            setattr(net, f"layer{i + 1}", net._make_layer(block, width * 2**i, depth, stride=1 if i == 0 else 2))
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d):  # torchvision's own initialisation
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return net
+
+
+def build_projector(inputs: int, hidden: int, dim: int, layers: int) -> nn.Sequential:
+    """An MLP of `layers` linear maps, BatchNorm and ReLU between them: (B, inputs) -> (B, dim)."""
+    if layers < 1:
+        raise ValueError(f"the projector needs at least one layer, not {layers}")
+    steps: list[nn.Module] = []
+    for _ in range(layers - 1):
+        steps += [nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+        inputs = hidden
+    return nn.Sequential(*steps, nn.Linear(inputs, dim))
+
+
+# ------------------------------------------------------------------------------------------- where and how it is computed
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """ "auto" is CUDA, else Apple's MPS, else the CPU. Raises ValueError for a device that is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, present in there.items() if present)
+    if not there.get(name.split(":")[0], False):
+        raise ValueError(
+            f"device {name!r} is not available here: choose from {', '.join(k for k in there if there[k])}"
+        )
+    return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """ "auto" is bf16 where the hardware multiplies it, fp32 elsewhere: without it, bf16 was ten times slower on a CPU."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    able = torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
+
+
+def autocast(device: torch.device, precision: str):
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

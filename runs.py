@@ -1,0 +1,104 @@
+"""A run's folder: config.json, metrics.jsonl (one line an epoch), progress.png and last.pt, the checkpoint.
+
+A checkpoint is written beside the old one and renamed into its place, so at every moment a whole one exists, and it
+loads with `torch.load(..., weights_only=True)`: plain numbers, strings and tensors.
+"""
+
+import json
+import os
+import pickle
+import signal
+from pathlib import Path
+
+import torch
+
+from data import UserError
+from models import Encoder
+
+
+def read_checkpoint(place: str) -> dict:
+    """The checkpoint of a run's folder, or a checkpoint file, on the CPU. Raises UserError if it is not a whole one."""
+    path = Path(place) / "last.pt" if Path(place).is_dir() else Path(place)
+    if not path.is_file():
+        raise UserError(f"{place}: no checkpoint there (a run's folder holds one after its first epoch)")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: damaged or not a checkpoint ({str(error).splitlines()[0][:80]})") from error
+    if not isinstance(checkpoint, dict) or not {"config", "encoder", "bank"} <= checkpoint.keys():
+        raise UserError(f"{path}: not a checkpoint of train.py")
+    return checkpoint
+
+
+def new_encoder(config: dict) -> Encoder:
+    """The encoder of a run as it was built, before any step: the same seed gives the same weights."""
+    torch.manual_seed(config["seed"])
+    arch, size, width, *projector = (config[key] for key in ("arch", "size", "width", "dim", "layers", "hidden"))
+    return Encoder(arch, size, width or None, *projector)
+
+
+def save_whole(content, path: Path, name: str) -> None:
+    """torch.save beside `path`, then rename: a failed or interrupted write leaves what was there before."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        part.unlink(missing_ok=True)
+        reason, kept = str(error).splitlines()[0], "; the one before it is untouched" if path.exists() else ""
+        raise UserError(f"{name} {path} cannot be written ({reason}): is the disk full?{kept}") from error
+
+
+def start_folder(out: Path, config: dict, history: list[dict], keep: bool) -> None:
+    """Make the folder and write what is known before the first step; without keep, an older checkpoint goes."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not keep:
+            (out / "last.pt").unlink(missing_ok=True)
+        (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        write_metrics(out, history)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot write there ({error.strerror})") from error
+
+
+def write_metrics(out: Path, history: list[dict]) -> None:
+    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
+
+
+def draw_progress(history: list[dict], path: Path) -> None:
+    import matplotlib  # here: it takes a second to import
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), constrained_layout=True)
+    left.plot([row["epoch"] for row in history], [row["nce"] for row in history], color="#0072b2")
+    left.set(xlabel="epoch", ylabel="NCE loss, nats", title="telling the images apart")
+    looks = [row for row in history if "knn" in row]
+    right.plot([row["epoch"] for row in looks], [100 * row["knn"] for row in looks], "o-", color="#d55e00")
+    right.set(xlabel="epoch", ylabel="kNN accuracy, %", title="what the features know of the classes")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+class SignalCatcher:
+    """Within it, Ctrl-C and SIGTERM are noted in `signal` instead of raised; a second one acts as usual."""
+
+    signal = 0
+
+    def __enter__(self):
+        def note(number, _):
+            self.signal = number
+            signal.signal(number, self.before[number])
+
+        try:
+            self.before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: signals are somebody else's business
+            self.before = {}
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

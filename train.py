@@ -1,0 +1,259 @@
+"""Pretrain a backbone without labels, on one device: one branch, one view an image, one memory bank (arXiv 2404.19289).
+
+    python train.py                                                the embedded shapes, a few minutes on a laptop
+    python train.py --dataset cifar10                              downloaded on first use
+    python train.py --dataset folder --data-dir my_images          your own pictures
+    python train.py --dataset cifar10 --recipe released            the released script's settings
+    python train.py --resume runs/cifar10                          go on where a run stopped
+
+A run lives in --out (runs/<dataset>): config.json, metrics.jsonl (a line an epoch), progress.png and last.pt, written
+atomically after every epoch and when the run is interrupted. `python eval_linear.py runs/<dataset>` measures it.
+
+Every random draw is a function of (seed, step): the order of an epoch comes from a generator seeded with the epoch, and
+torch's generators are seeded anew before each step. A resumed run therefore needs no generator's state to repeat the
+uninterrupted one, to the last bit on a CPU.
+"""
+
+import math
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import data
+from augment import Augment, cutmix
+from bank import MemoryBank
+from config import Config, parse
+from data import UserError
+from eval_linear import knn_monitor
+from loss import nce, sqrt_kl
+from models import Encoder, autocast, pick_device, pick_precision
+from runs import SignalCatcher, draw_progress, read_checkpoint, save_whole, start_folder, write_metrics
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, after the run was saved; args are (message, signal number)."""
+
+
+def learning_rate(config: Config, step: int, per_epoch: int) -> float:
+    """Linear warm-up, then a cosine to 0 at the last step."""
+    warmup, total = config.warmup * per_epoch, config.epochs * per_epoch
+    if step < warmup:
+        return config.lr * (step + 1) / (warmup + 1)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def epoch_order(config: Config, epoch: int, count: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed((config.seed << 32) + (1 << 31) + epoch)
+    return torch.randperm(count, generator=generator)
+
+
+class Pretraining:
+    """What a run learns with and what it has learnt: encoder, bank, optimiser. `step` is the method of the paper."""
+
+    def __init__(self, config: Config, count: int, device: torch.device):
+        self.config, self.device = config, device
+        self.precision = pick_precision(config.precision, device)
+        torch.manual_seed(config.seed)
+        self.encoder = build_encoder(config).to(device, memory_format=torch.channels_last)
+        self.forward = torch.compile(self.encoder) if config.compile else self.encoder
+        self.bank = MemoryBank(count, config.dim, config.momentum, config.bank_update, config.temperature).to(device)
+        self.optimizer = torch.optim.SGD(
+            self.encoder.parameters(), config.lr, config.sgd_momentum, weight_decay=config.weight_decay
+        )
+        self.augment = Augment(config.size, scale=(config.crop_min, 1.0), blur_p=config.blur)
+
+    def init_bank(self, images: data.Images) -> None:
+        """Section "feature calibrate": one pass of the untrained encoder; a random bank is left as it was made."""
+        if self.config.bank_init == "forward":
+            batches = images.batches(
+                torch.arange(len(images)), self.config.batch_size, self.device, self.config.workers
+            )
+            with autocast(self.device, self.precision):
+                self.bank.init_forward(self.forward, ((self.augment(pixels), index) for pixels, index in batches))
+
+    def step(self, pixels: torch.Tensor, index: torch.Tensor, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step on images (B, 3, S, S) with their indices (B,): returns L_NCE and L_SqrtKL, both detached.
+
+        Raises FloatingPointError, before anything has moved, if the loss is not finite.
+        """
+        c, bank = self.config, self.bank
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+        views = self.augment(pixels)  # (B, 3, H, W) one view an image
+        columns = bank.sample(index, c.negatives) if c.negatives else None  # (M,) rows, or None for all N
+        target = bank.locate(index, columns)  # (B,) the column of each image's own row
+        soft = None
+        if c.cutmix:
+            views, partner, share = cutmix(views, c.cutmix)
+            soft = views.new_zeros(len(index), len(bank.weight) if columns is None else len(columns))  # (B, M)
+            soft.scatter_add_(1, target[:, None], share[:, None])
+            soft.scatter_add_(1, target[partner][:, None], 1 - share[:, None])
+
+        with autocast(self.device, self.precision):
+            z = self.forward(views)  # (B, D) unit rows
+        similarity = bank.similarity(z, columns)  # (B, M) cosines
+        l_nce = nce(similarity, target if soft is None else soft, c.temperature)
+        l_kl = torch.zeros_like(l_nce)
+        if c.lam:
+            l_kl = sqrt_kl(similarity, c.kl_temperature, c.kl_direction, c.kl_detach)
+        loss = l_nce + c.lam * l_kl
+        if not torch.isfinite(loss):
+            raise FloatingPointError
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        # The bank moves with the z and the P of this step. It moves after the backward pass, which needs the rows that
+        # the similarities came from; the released code moves it before, on copies, with the same result.
+        bank.update(z.detach(), index, similarity.detach(), columns, soft)
+        return l_nce.detach(), l_kl.detach()
+
+    def state(self) -> dict:
+        return {name: getattr(self, name).state_dict() for name in ("encoder", "bank", "optimizer")}
+
+    def load(self, checkpoint: dict) -> None:
+        rows = len(checkpoint["bank"]["weight"])
+        if rows != len(self.bank.weight):
+            here = f"{self.config.dataset} has {len(self.bank.weight)} images here"
+            raise UserError(f"--resume: the run's bank has {rows} rows, one an image, but {here}")
+        load_weights(self.encoder, checkpoint, self.config.arch, "--resume")
+        self.bank.load_state_dict(checkpoint["bank"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+
+
+def train(config: Config, resume: dict | None = None) -> dict:
+    """Pretrain as config says; returns the last epoch's metrics and, as "out", the run's folder.
+
+    resume is a checkpoint of the same configuration, from `read_checkpoint`; without it a run that lies in the same
+    folder is replaced. Raises UserError for what the user can mend (a diverging loss among it) and Interrupted after
+    Ctrl-C or SIGTERM; the run's last.pt is good in every case.
+    """
+    config.check()
+    out, device = Path(config.out or f"runs/{config.dataset}"), pick_device(config.device)
+    dataset = load_dataset(config).to(device)
+    count, batch = len(dataset.train), config.batch_size  # N, B
+    per_epoch = count // batch  # the rest of an epoch's shuffled images waits for the next one
+    total = config.epochs * per_epoch
+    run = Pretraining(config, count, device)
+    step, sums, seconds, history = 0, torch.zeros(2, dtype=torch.float64), 0.0, []
+    if resume:
+        run.load(resume)
+        step, sums, seconds, history = resume["step"], resume["sums"], resume["seconds"], resume["history"]
+    elif config.init_from:
+        load_weights(run.encoder, read_checkpoint(config.init_from), config.arch, f"--init-from {config.init_from}")
+
+    def save():
+        if not all(torch.isfinite(p).all() for p in run.encoder.parameters()):
+            raise diverged(config, step, per_epoch, out)
+        progress = {"config": asdict(config), "step": step, "sums": sums, "seconds": seconds, "history": history}
+        save_whole(run.state() | progress, out / "last.pt", "the checkpoint")
+
+    start_folder(out, asdict(config) | {"precision": run.precision}, history, keep=bool(resume))
+    print(f"{config.dataset}: {count} images, {config.arch} on {device} in {run.precision}, {total} steps -> {out}")
+    stop = SignalCatcher()
+    bar = tqdm(total=total * batch, initial=step * batch, unit=" images", unit_scale=True, smoothing=0.05)
+    with stop, bar:
+        started = time.perf_counter() - seconds
+        if not resume:
+            bar.set_description("bank: one forward pass")
+            run.init_bank(dataset.train)
+        run.encoder.train()
+        while step < total and not stop.signal:
+            epoch, done = divmod(step, per_epoch)
+            bar.set_description(f"epoch {epoch + 1}/{config.epochs}")
+            order = epoch_order(config, epoch, count)[done * batch : per_epoch * batch]
+            for pixels, index in dataset.train.batches(order, batch, device, config.workers):
+                torch.manual_seed((config.seed << 32) + step)
+                lr = learning_rate(config, step, per_epoch)
+                try:
+                    losses = run.step(pixels, index, lr)
+                except FloatingPointError:
+                    raise diverged(config, step, per_epoch, out) from None
+                sums += torch.stack(losses).cpu()
+                step += 1
+                bar.update(batch)
+                if stop.signal:
+                    break
+            seconds = time.perf_counter() - started
+            if step % per_epoch == 0:
+                l_nce, l_kl = (sums / per_epoch).tolist()
+                row = {"epoch": epoch + 1, "step": step, "lr": lr, "loss": l_nce + config.lam * l_kl}
+                row |= {"nce": l_nce, "sqrt_kl": l_kl, "seconds": round(seconds, 1)}
+                look = dataset.test and config.knn_every and ((epoch + 1) % config.knn_every == 0 or step == total)
+                if look:
+                    row["knn"] = knn_monitor(
+                        run.encoder, dataset, config.eval_size or config.size, device, run.precision
+                    )
+                    bar.set_postfix(loss=f"{row['loss']:.3f}", knn=f"{row['knn']:.1%}")
+                history.append(row)
+                sums = torch.zeros(2, dtype=torch.float64)
+                save()
+                write_metrics(out, history)
+                if look or step == total:
+                    draw_progress(history, out / "progress.png")
+                started = time.perf_counter() - seconds  # looking and saving are not training
+    if step < total:
+        save()
+        message = f"stopped after step {step} of {total}, saved; go on with: python train.py --resume {out}"
+        raise Interrupted(message, stop.signal)
+    return history[-1] | {"out": str(out)}
+
+
+def load_dataset(config: Config) -> data.Dataset:
+    c = config
+    dataset = data.load(c.dataset, c.data_dir, c.size, c.subset, c.holdout, c.cache_gb)
+    count = len(dataset.train)
+    if c.batch_size > count:
+        raise UserError(f"--batch-size {c.batch_size} is larger than the dataset, which has {count} training images")
+    if c.negatives > count - c.batch_size:
+        others = count - c.batch_size
+        raise UserError(f"--negatives {c.negatives} is more than the {others} rows that the bank has beside a batch")
+    return dataset
+
+
+def build_encoder(config: Config) -> Encoder:
+    c = config
+    try:
+        return Encoder(c.arch, c.size, c.width or None, c.dim, c.layers, c.hidden)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"--arch {config.arch} --size {config.size}: {error}") from error
+
+
+def load_weights(encoder: Encoder, checkpoint: dict, arch: str, name: str) -> None:
+    if checkpoint["config"]["arch"] != arch:
+        raise UserError(f"{name}: holds a {checkpoint['config']['arch']}, not a {arch}")
+    try:
+        encoder.load_state_dict(checkpoint["encoder"])
+    except RuntimeError as error:
+        raise UserError(f"{name}: its encoder has another shape ({str(error).splitlines()[-1].strip()})") from error
+
+
+def diverged(config: Config, step: int, per_epoch: int, out: Path) -> UserError:
+    kept = f"{out / 'last.pt'} is the last good checkpoint" if (out / "last.pt").exists() else "nothing was saved yet"
+    lr = learning_rate(config, step, per_epoch)
+    return UserError(f"the loss is no longer finite at step {step}, learning rate {lr:.4g}: try a smaller --lr; {kept}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        config, checkpoint = parse(argv, __doc__.split("\n")[0])
+        result = train(config, checkpoint)
+    except UserError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as interrupted:
+        print(interrupted.args[0], file=sys.stderr)
+        return 128 + interrupted.args[1]
+    knn = f", kNN {result['knn']:.1%}" if "knn" in result else ""
+    print(
+        f"done in {result['seconds']:.0f} s: loss {result['loss']:.3f}{knn}; measure it with: python eval_linear.py {result['out']}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
