@@ -130,12 +130,13 @@ class MemoryBank(nn.Module):
         """
         z = z.detach().float()
         self._check(z, index)
+        m, rows = self.momentum, columns
         if self.rule == "npid":
             rows = index.unique()  # (R,)
-            step = torch.zeros(len(rows), z.shape[1], device=z.device)
-            step.index_add_(0, torch.searchsorted(rows, index), z)  # (R, D)  Σ_i [k = y_i] z_i
+            place = torch.searchsorted(rows, index)  # (B,)
+            # m w_y + (1 - m) z_y
+            new = (m * self.weight[rows]).index_add_(0, place, z, alpha=1 - m)  # (R, D)
         else:
-            rows = columns
             if similarity is None:
                 similarity = self.similarity(z, columns)
             # -dL/ds, with 1/tau absorbed: [k = y_i] - P_k^(i). Then the chain rule through s_ik = z_i · w_k.
@@ -145,15 +146,16 @@ class MemoryBank(nn.Module):
                 pull.scatter_add_(1, own, torch.ones_like(own, dtype=pull.dtype))
             else:
                 pull += target
-            step = pull.T @ z  # (M, D)  Σ_i ([k = y_i] - P_k^(i)) z_i
-        old = self.weight if rows is None else self.weight[rows]
-        new = step.mul_(1 - self.momentum).add_(old, alpha=self.momentum)
+            old = self.weight if rows is None else self.weight[rows]
+            # m w_k + (1 - m) Σ_i ([k = y_i] - P_k^(i)) z_i
+            new = torch.addmm(old, pull.T, z, beta=m, alpha=1 - m)  # (M, D)
         length = new.norm(dim=1, keepdim=True)  # (M, 1)
-        new = torch.where(length > 1e-12, new / length.clamp(min=1e-12), old)
+        gone = length <= 1e-12  # (M, 1) rows that would be the zero vector
+        new.div_(length.clamp_(min=1e-12))
         if rows is None:
-            self.weight.copy_(new)
+            torch.where(gone, self.weight, new, out=self.weight)
         else:
-            self.weight[rows] = new
+            self.weight[rows] = torch.where(gone, self.weight[rows], new)
 
     def _check(self, z: Tensor, index: Tensor) -> None:
         size, dim = self.weight.shape

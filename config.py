@@ -37,7 +37,7 @@ class Config:
     hidden: int = option(2048, "hidden width of the projector")
     dim: int = option(2048, "D, the dimension of the embedding and of the bank's rows")
     temperature: float = option(0.07, "tau of the instance discrimination loss")
-    momentum: float = option(0.5, "m of the bank's update, in [0, 1]")
+    momentum: float = option(0.9, "m of the bank's update, in [0, 1]")
     bank_init: str = option("forward", "how the bank starts", ("forward", "random"))
     bank_update: str = option("corrected", "how the bank moves", RULES)
     negatives: int = option(0, "K rows sampled beside the batch's own (0: the whole bank)")

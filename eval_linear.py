@@ -327,6 +327,10 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError("--k and --epochs must be at least 1, and --size not negative")
         if args.json and not args.json.parent.is_dir():
             raise UserError(f"--json {args.json}: the folder {args.json.parent} does not exist")
+        try:
+            pick_device(args.device)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"--device: {error}") from error
         slow = tuple(name for name in ("few_labels", "augmented", "finetune") if getattr(args, name))
         started = time.perf_counter()
         dataset = load_for(checkpoint, args)

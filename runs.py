@@ -24,7 +24,7 @@ def read_checkpoint(place: str) -> dict:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: damaged or not a checkpoint ({str(error).splitlines()[0][:80]})") from error
+        raise UserError(f"{path}: damaged or not a checkpoint ({type(error).__name__})") from error
     if not isinstance(checkpoint, dict) or not {"config", "encoder", "bank"} <= checkpoint.keys():
         raise UserError(f"{path}: not a checkpoint of train.py")
     return checkpoint

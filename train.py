@@ -14,6 +14,7 @@ torch's generators are seeded anew before each step. A resumed run therefore nee
 uninterrupted one, to the last bit on a CPU.
 """
 
+import hashlib
 import math
 import sys
 import time
@@ -46,9 +47,13 @@ def learning_rate(config: Config, step: int, per_epoch: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
+def seed_of(*numbers) -> int:
+    """A seed that depends on all of the numbers: torch's CPU generator reads 32 bits only, so they are hashed to 32."""
+    return int.from_bytes(hashlib.blake2s(repr(numbers).encode(), digest_size=4).digest(), "big")
+
+
 def epoch_order(config: Config, epoch: int, count: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed((config.seed << 32) + (1 << 31) + epoch)
-    return torch.randperm(count, generator=generator)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed_of(config.seed, "epoch", epoch)))
 
 
 class Pretraining:
@@ -167,7 +172,7 @@ def train(config: Config, resume: dict | None = None) -> dict:
             bar.set_description(f"epoch {epoch + 1}/{config.epochs}")
             order = epoch_order(config, epoch, count)[done * batch : per_epoch * batch]
             for pixels, index in dataset.train.batches(order, batch, device, config.workers):
-                torch.manual_seed((config.seed << 32) + step)
+                torch.manual_seed(seed_of(config.seed, "step", step))
                 lr = learning_rate(config, step, per_epoch)
                 try:
                     losses = run.step(pixels, index, lr)

@@ -1,0 +1,36 @@
+# make setup   a virtual environment in .venv with everything
+# make demo    train on the embedded shapes, evaluate, draw: a few minutes on two cores
+# make test    the test suite, under five minutes on two cores
+# make lint    ruff
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+RUN := runs/demo
+
+.PHONY: setup demo test lint clean
+setup: $(VENV)/ready
+
+$(VENV)/ready: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt
+	$(PY) -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+demo: setup
+	$(PY) train.py --out $(RUN) --overwrite DEMO_FLAGS
+	$(PY) eval_linear.py $(RUN) --json $(RUN)/eval.json
+	$(PY) figures/neighbours.py $(RUN)
+	@echo "look at $(RUN)/progress.png and $(RUN)/neighbours.png"
+
+test: $(VENV)/ready-dev
+	$(PY) -m pytest
+
+lint: $(VENV)/ready-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+clean:
+	rm -rf $(VENV) $(RUN)

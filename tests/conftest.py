@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+import shapes
+from config import Config
+
+TINY = dict(
+    dataset="folder",
+    arch="resnet10",
+    width=8,
+    size=16,
+    dim=16,
+    hidden=16,
+    batch_size=16,
+    epochs=2,
+    device="cpu",
+    knn_every=1,
+)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A folder of 96 + 40 drawn images of 16 x 16 pixels in train/<class>/ and test/<class>/."""
+    root = tmp_path_factory.mktemp("pictures")
+    for split, count, seed in (("train", 96, 0), ("test", 40, 1)):
+        images, labels = shapes.draw(count, seed, size=16)
+        for i, (image, label) in enumerate(zip(images, labels)):
+            folder = root / split / shapes.CLASSES[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(folder / f"{i:03d}.png")
+    return root
+
+
+@pytest.fixture
+def tiny(pictures, tmp_path):
+    """A function that makes the configuration of a run of a few seconds."""
+    return lambda **options: Config(**(TINY | {"data_dir": str(pictures), "out": str(tmp_path / "run")} | options))
+
+
+@pytest.fixture
+def flags(pictures, tmp_path):
+    """A function that makes the command line of the same run."""
+
+    def line(**options):
+        given = TINY | {"data_dir": pictures, "out": tmp_path / "run"} | options
+        return [part for name, value in given.items() for part in ("--" + name.replace("_", "-"), str(value))]
+
+    return line

@@ -1,0 +1,416 @@
+"""The loop: it learns, it repeats itself, it survives being killed, and what it refuses it refuses in one line."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import train as program
+from config import RECIPES, Config, parse
+from data import UserError
+from loss import nce, sqrt_kl
+from runs import read_checkpoint, save_whole
+from train import Interrupted, Pretraining, epoch_order, learning_rate, seed_of, train
+
+ROOT = Path(__file__).parent.parent
+
+
+def assert_same(one, other, where="checkpoint"):
+    """Equal to the last bit: every tensor and number of two checkpoints, but for the clock."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one.keys() - {"seconds", "out"}:
+            assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(other), where
+        for i, pair in enumerate(zip(one, other)):
+            assert_same(*pair, f"{where}[{i}]")
+    else:
+        assert one == other, where
+
+
+# ------------------------------------------------------------------------------------------------------------- learning
+
+
+def test_a_run_learns_and_leaves_its_folder(tiny):
+    result = train(tiny(epochs=8, lr=0.05))
+    out = Path(result["out"])
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, 9)) and rows[-1]["step"] == 8 * 6
+    assert rows[-1]["nce"] < rows[0]["nce"] - 0.5, "the images become easier to tell apart"
+    assert 0 <= result["knn"] <= 1 and result["loss"] == rows[-1]["loss"]
+    assert json.loads((out / "config.json").read_text())["arch"] == "resnet10"
+    assert (out / "progress.png").stat().st_size > 5000
+    assert sorted(p.name for p in out.iterdir()) == ["config.json", "last.pt", "metrics.jsonl", "progress.png"]
+
+
+def test_one_step_is_loss_backward_sgd_then_bank(tiny):
+    """The step against the same step written out: which z, which P and which rows are used, and in what order."""
+    config = tiny(lam=2.0, temperature=0.1, lr=0.1, weight_decay=0.0, sgd_momentum=0.0)
+    run, twin = (Pretraining(config, 96, torch.device("cpu")) for _ in range(2))
+    pixels = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
+    index = torch.arange(16) * 3
+    torch.manual_seed(5)
+    l_nce, l_kl = run.step(pixels, index, 0.1)
+
+    torch.manual_seed(5)
+    old = twin.bank.weight.clone()
+    z = twin.encoder(twin.augment(pixels))
+    s = z @ old.T
+    torch.testing.assert_close(l_nce, nce(s, index, 0.1))
+    torch.testing.assert_close(l_kl, sqrt_kl(s, 1.0))
+    (nce(s, index, 0.1) + 2.0 * sqrt_kl(s, 1.0)).backward()
+    for mine, theirs in zip(run.encoder.parameters(), twin.encoder.parameters()):
+        torch.testing.assert_close(mine, theirs - 0.1 * theirs.grad, rtol=1e-4, atol=1e-5)
+    pull = torch.nn.functional.one_hot(index, 96) - (s / 0.1).softmax(1)
+    expected = torch.nn.functional.normalize(0.9 * old + 0.1 * pull.T @ z, dim=1).detach()
+    torch.testing.assert_close(run.bank.weight, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_bank_starts_from_the_untrained_encoder_or_at_random(tiny):
+    images = program.load_dataset(tiny()).train
+    random, forward = (Pretraining(tiny(bank_init=kind), 96, torch.device("cpu")) for kind in ("random", "forward"))
+    untouched = forward.bank.weight.clone()
+    for run in (random, forward):
+        run.init_bank(images)
+    assert torch.equal(random.bank.weight, untouched)
+    spread = lambda w: torch.linalg.svdvals(w)[0] / w.norm()  # noqa: E731  1 if all rows point one way
+    assert spread(forward.bank.weight) > 1.5 * spread(random.bank.weight), "untrained features share a direction"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bank_update": "npid", "bank_init": "random"},
+        {"negatives": 30, "lam": 5.0, "cutmix": 0.5},
+        {"cutmix": 1.0, "blur": 0.5, "kl_direction": "u||p", "kl_detach": False, "lam": 1.0},
+        {"cache_gb": 1e-9, "workers": 1, "size": 12, "eval_size": 16},
+        {"precision": "bf16"},
+    ],
+    ids=lambda o: "+".join(o),
+)
+def test_every_option_runs_to_the_end(tiny, options):
+    result = train(tiny(epochs=1, **options))
+    assert result["epoch"] == 1 and 0 <= result["knn"] <= 1
+
+
+def test_learning_rate_warms_up_and_falls_to_zero_on_a_cosine():
+    config = Config(lr=0.4, epochs=10, warmup=2)
+    rates = [learning_rate(config, step, 10) for step in range(100)]
+    assert 0 < rates[0] < 0.03 and rates[20] == 0.4 == max(rates)
+    assert all(a < b for a, b in zip(rates[:20], rates[1:21])) and all(a > b for a, b in zip(rates[20:], rates[21:]))
+    assert rates[60] == pytest.approx(0.2) and 0 < rates[99] < 0.001
+    assert learning_rate(replace(config, warmup=0), 0, 10) == 0.4
+
+
+def test_an_epoch_visits_every_image_once_in_an_order_of_its_own():
+    config = Config(seed=3)
+    orders = [epoch_order(config, epoch, 50) for epoch in (0, 1, 0)]
+    assert sorted(orders[0].tolist()) == list(range(50))
+    assert torch.equal(orders[0], orders[2]) and not torch.equal(orders[0], orders[1])
+    assert not torch.equal(orders[0], epoch_order(Config(seed=4), 0, 50))
+
+
+def test_views_depend_on_the_seed_and_on_the_step():
+    seeds = {seed_of(seed, kind, n) % 2**32 for seed in range(20) for kind in ("step", "epoch") for n in range(50)}
+    assert len(seeds) == 20 * 2 * 50 and seed_of(1, "step", 2) == seed_of(1, "step", 2)
+
+
+def test_the_released_recipe_is_the_released_script():
+    config, _ = parse(["--recipe", "released", "--epochs", "100", "--out", "nowhere"], "")
+    assert (config.temperature, config.momentum, config.lam, config.kl_temperature) == (0.2, 0.5, 20, 1)
+    assert (config.dim, config.negatives, config.layers, config.hidden) == (2048, 10_000, 3, 2048)
+    assert (config.lr, config.batch_size, config.weight_decay, config.warmup) == (1.0, 512, 1e-4, 0)
+    assert (config.bank_update, config.cutmix, config.crop_min) == ("npid", 0.5, 0.2)
+    assert config.epochs == 100, "a flag beside the recipe wins"
+    assert set(RECIPES["released"]) <= set(asdict(Config()))
+
+
+def test_init_from_starts_with_the_weights_of_another_run(tiny, tmp_path):
+    first = train(tiny(epochs=1))
+    config = tiny(out=str(tmp_path / "second"), init_from=first["out"], epochs=1, lr=1e-12, seed=9)
+    train(config)
+    weights = [read_checkpoint(p)["encoder"]["backbone.conv1.weight"] for p in (first["out"], config.out)]
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-6)
+    with pytest.raises(UserError, match="--init-from .* holds a resnet10, not a resnet18"):
+        train(tiny(out=str(tmp_path / "third"), init_from=first["out"], arch="resnet18", epochs=1))
+
+
+# ------------------------------------------------------------------------------------------------ the same result, always
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny, tmp_path):
+    options = dict(negatives=20, cutmix=0.5, lam=2.0)
+    places = [str(tmp_path / name) for name in "abc"]
+    for place, seed in zip(places, (1, 1, 2)):
+        train(tiny(out=place, seed=seed, **options))
+    a, b, c = (read_checkpoint(place) for place in places)
+    a["config"]["out"] = b["config"]["out"]
+    assert_same(a, b)
+    assert not torch.equal(a["bank"]["weight"], c["bank"]["weight"])
+
+
+def start(arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_killed_twice_and_resumed_equals_uninterrupted_to_the_last_bit(flags, tmp_path):
+    """A real run, killed without warning, resumed, stopped by SIGTERM in the middle of an epoch, and resumed again."""
+    options = dict(epochs=4, batch_size=4, negatives=20, cutmix=0.5, lam=2.0, seed=4)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert start(flags(out=whole, **options)).wait() == 0
+
+    process = start(flags(out=broken, **options))
+    wait_for((broken / "last.pt").exists, process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    at_kill = read_checkpoint(broken)["step"]
+    assert 24 <= at_kill < 4 * 24
+
+    process = start(["--resume", str(broken)])
+    wait_for(lambda: read_checkpoint(broken)["step"] > at_kill, process)
+    process.terminate()
+    _, said = process.communicate()
+    if process.returncode != 0:  # it may just have finished
+        assert process.returncode == 128 + signal.SIGTERM
+        assert (
+            said.splitlines()[-1].endswith(f"go on with: python train.py --resume {broken}") and "Traceback" not in said
+        )
+        process = start(["--resume", str(broken)])
+        assert process.wait() == 0, process.communicate()
+
+    one, other = read_checkpoint(whole), read_checkpoint(broken)
+    one["config"]["out"] = other["config"]["out"]
+    assert_same(one, other)
+    assert len((broken / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def interrupt_at(monkeypatch, step, number=signal.SIGINT):
+    plain = program.learning_rate
+
+    def with_signal(config, now, per_epoch):
+        if now == step:
+            os.kill(os.getpid(), number)
+        return plain(config, now, per_epoch)
+
+    monkeypatch.setattr(program, "learning_rate", with_signal)
+
+
+def test_ctrl_c_in_the_middle_of_an_epoch_saves_and_says_how_to_go_on(tiny, tmp_path, monkeypatch, flags, capsys):
+    train(tiny(out=str(tmp_path / "whole")))
+    interrupt_at(monkeypatch, 8)  # 6 steps an epoch
+    with pytest.raises(Interrupted, match=r"stopped after step 9 of 12, saved; .*--resume"):
+        train(tiny())
+    monkeypatch.undo()
+    checkpoint = read_checkpoint(tiny().out)
+    assert checkpoint["step"] == 9 and len(checkpoint["history"]) == 1
+    assert program.main(["--resume", tiny().out]) == 0
+    one, other = read_checkpoint(str(tmp_path / "whole")), read_checkpoint(tiny().out)
+    one["config"]["out"] = other["config"]["out"]
+    assert_same(one, other)
+
+
+# -------------------------------------------------------------------------------------------------------------- refusals
+
+
+def assert_one_line(capsys, message):
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if line and "images/s" not in line]
+    assert len(lines) == 1 and lines[0].startswith("train.py: ") and message in lines[0], printed.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data_dir": "not/there"}, "--data-dir not/there: no such folder"),
+        ({"batch_size": 97}, "--batch-size 97 is larger than the dataset, which has 96 training images"),
+        ({"batch_size": 1}, "--batch-size must be at least 2"),
+        ({"negatives": 81}, "--negatives 81 is more than the 80 rows"),
+        ({"momentum": 1.01}, "--momentum must lie in [0, 1], not 1.01"),
+        ({"momentum": -0.5}, "--momentum must lie in [0, 1]"),
+        ({"temperature": 0}, "--temperature must be greater than 0"),
+        ({"temperature": "nan"}, "--temperature must be a finite number"),
+        ({"kl_temperature": -1}, "--kl-temperature must be greater than 0"),
+        ({"lam": -1}, "--lam must not be negative"),
+        ({"lr": 0}, "--lr must be greater than 0"),
+        ({"epochs": 0}, "--epochs must be greater than 0"),
+        ({"dataset": "imagenet"}, "choose from shapes, shapes-textured, cifar10, cifar100, stl10, folder"),
+        ({"arch": "resnet9"}, "choose from resnet10, resnet18, resnet34, resnet50, mobilenet_v2"),
+        ({"bank_update": "momentum"}, "--bank-update: unknown 'momentum', choose from corrected, npid"),
+        ({"bank_init": "zero"}, "--bank-init: unknown 'zero', choose from forward, random"),
+        ({"device": "tpu"}, "--device: device 'tpu' is not available"),
+        ({"arch": "mobilenet_v2", "width": 8}, "--width is an option of"),
+        ({"arch": "vit_tiny", "width": 0, "size": 17}, "--arch vit_tiny --size 17"),
+        ({"subset": 1000}, "--subset 1000"),
+        ({"init_from": "not/there"}, "not/there: no checkpoint there"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_bad_input_is_one_line_and_leaves_nothing(flags, tmp_path, capsys, options, message):
+    assert program.main(flags(**options)) == 2
+    assert_one_line(capsys, message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_is_named(flags, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert program.main(flags(data_dir=tmp_path / "empty")) == 2
+    assert_one_line(capsys, f"--data-dir {tmp_path / 'empty'}: no images found")
+    assert [p.name for p in tmp_path.iterdir()] == ["empty"]
+
+
+def test_an_option_that_does_not_exist_or_has_no_number_is_refused_by_name(flags, capsys):
+    for line, message in ((["--tau", "1"], "--tau"), (["--epochs", "many"], "--epochs")):
+        with pytest.raises(SystemExit) as stop:
+            program.main(line)
+        assert stop.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_is_not_overwritten_by_accident(flags, tiny, capsys):
+    train(tiny(epochs=1))
+    before = (Path(tiny().out) / "last.pt").read_bytes()
+    assert program.main(flags()) == 2
+    assert_one_line(capsys, "holds a run: --resume")
+    assert (Path(tiny().out) / "last.pt").read_bytes() == before
+    assert program.main([*flags(epochs=1, seed=1), "--overwrite"]) == 0
+    assert read_checkpoint(tiny().out)["config"]["seed"] == 1
+
+
+def test_a_place_that_cannot_be_written_is_named(flags, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert program.main(flags(out=tmp_path / "file" / "run")) == 2
+    assert_one_line(capsys, f"--out {tmp_path / 'file' / 'run'}: cannot write there")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"--arch": "resnet18"}, "the run has --arch resnet10, it cannot go on with resnet18"),
+        ({"--lr": "0.5"}, "the run has --lr 0.1, it cannot go on with 0.5"),
+        ({"--data-dir": "other"}, "the run's bank has 96 rows, one an image, but folder has 80 images here"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_checkpoint_of_another_kind_cannot_be_resumed(tiny, pictures, tmp_path, capsys, options, message):
+    train(tiny(epochs=1))
+    before = (Path(tiny().out) / "last.pt").read_bytes()
+    if "--data-dir" in options:
+        other = tmp_path / "other" / "train" / "bar"
+        other.mkdir(parents=True)
+        for i, path in enumerate(sorted(pictures.glob("train/*/*.png"))[:80]):
+            (other / f"{i}.png").write_bytes(path.read_bytes())
+        options = {"--data-dir": str(tmp_path / "other")}
+    line = [part for pair in options.items() for part in pair]
+    assert program.main(["--resume", tiny().out, *line]) == 2
+    assert_one_line(capsys, message)
+    assert (Path(tiny().out) / "last.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("kept", [0.9, 0.5, 0.01, 0])
+def test_a_truncated_checkpoint_is_named(tiny, capsys, kept):
+    train(tiny(epochs=1))
+    path = Path(tiny().out) / "last.pt"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    assert program.main(["--resume", str(path)]) == 2
+    assert_one_line(capsys, f"{path}: damaged or not a checkpoint")
+
+
+def test_what_is_no_checkpoint_at_all_is_named(tmp_path, capsys):
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
+    assert program.main(["--resume", str(tmp_path / "other.pt")]) == 2
+    assert_one_line(capsys, "not a checkpoint of train.py")
+
+
+def test_a_checkpoint_loads_without_running_code(tiny):
+    train(tiny(epochs=1))
+    content = torch.load(Path(tiny().out) / "last.pt", weights_only=True)
+    assert content["bank"]["weight"].shape == (96, 16)
+
+
+# ---------------------------------------------------------------------------------------------------------------- faults
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, flags, capsys, monkeypatch):
+    plain, calls = program.nce, []
+
+    def failing(similarity, target, temperature):
+        calls.append(1)
+        return plain(similarity, target, temperature) * (float("nan") if len(calls) == 9 else 1)
+
+    monkeypatch.setattr(program, "nce", failing)
+    assert program.main(flags()) == 2
+    assert_one_line(capsys, "the loss is no longer finite at step 8, learning rate 0.0")
+    checkpoint = read_checkpoint(tiny().out)
+    assert checkpoint["step"] == 6 and torch.isfinite(checkpoint["bank"]["weight"]).all()
+
+
+def test_a_learning_rate_that_is_too_large_is_told_from_the_loss(flags, tmp_path, capsys):
+    assert program.main(flags(lr=1e38, warmup=0)) == 2
+    assert_one_line(capsys, "learning rate 9.83e+37: try a smaller --lr; nothing was saved yet")
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_whole(tiny, monkeypatch):
+    """The kernel refuses the write after 20 kB, as it does when the disk is full."""
+    interrupt_at(monkeypatch, 8)
+    with pytest.raises(Interrupted):
+        train(tiny())
+    before = (Path(tiny().out) / "last.pt").read_bytes()
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731
+    process = start(["--resume", tiny().out], preexec_fn=limit)
+    _, said = process.communicate()
+    assert process.returncode == 2 and "Traceback" not in said
+    assert "the checkpoint" in said.splitlines()[-1] and "is the disk full?; the one before it is untouched" in said
+    assert (Path(tiny().out) / "last.pt").read_bytes() == before
+    assert not list(Path(tiny().out).glob("*.part"))
+
+
+def test_a_failed_write_leaves_neither_a_part_nor_a_loss(tmp_path):
+    save_whole({"a": 1}, tmp_path / "x.pt", "it")
+    before = (tmp_path / "x.pt").read_bytes()
+
+    class Unwritable:
+        def __reduce__(self):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="No space left on device"):
+        save_whole({"a": Unwritable()}, tmp_path / "x.pt", "it")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.pt"] and (tmp_path / "x.pt").read_bytes() == before
+
+
+def test_a_damaged_image_is_skipped_and_training_goes_on(tiny, flags, pictures, tmp_path, capsys):
+    good = sorted(pictures.glob("train/*/*.png"))[:40]
+    (tmp_path / "mixed").mkdir()
+    for i, path in enumerate(good):
+        content = path.read_bytes()
+        (tmp_path / "mixed" / f"{i}.png").write_bytes(content[: len(content) // 2] if i == 7 else content)
+    assert program.main(flags(data_dir=tmp_path / "mixed", epochs=1)) == 0
+    printed = capsys.readouterr().out
+    assert "skipped 1 of 40 images" in printed and str(tmp_path / "mixed" / "7.png") in printed
+    assert len(read_checkpoint(tiny().out)["bank"]["weight"]) == 39
