@@ -4,7 +4,7 @@ Every image draws its own parameters. Each operation takes them as tensors, one 
 with torchvision's functional of the same name on equal parameters (`tests/test_augment.py`). A crop, its resize and the
 flip are two small matrix products, one for rows and one for columns: fast on a CPU, exact, and antialiased.
 
-All randomness comes from torch's default generator of the images' device, which `train.py` seeds before every step.
+All randomness comes from torch's default generators, which `train.py` seeds before every step.
 """
 
 import math

@@ -30,14 +30,14 @@ class Config:
     subset: int = option(0, "train on this many images only (0: all)")
     holdout: int = option(0, "use this many training images as the test set, to choose settings by")
     arch: str = option("resnet10", "backbone", ARCHITECTURES)
-    width: int = option(0, "channels of a ResNet's first stage (0: the architecture's own)")
-    size: int = option(32, "side of the training views, pixels")
-    eval_size: int = option(0, "side of the images in evaluation, pixels (0: as --size)")
+    width: int = option(0, "channels of a ResNet's first stage (0: 32 for resnet10, 64 for the others)")
+    size: int = option(24, "side of the training views, pixels")
+    eval_size: int = option(0, "side of the images in evaluation, pixels (0: their own, up to 4/3 of --size)")
     layers: int = option(2, "linear layers of the projector")
     hidden: int = option(2048, "hidden width of the projector")
     dim: int = option(2048, "D, the dimension of the embedding and of the bank's rows")
     temperature: float = option(0.07, "tau of the instance discrimination loss")
-    momentum: float = option(0.9, "m of the bank's update, in [0, 1]")
+    momentum: float = option(0.75, "m of the bank's update, in [0, 1]")
     bank_init: str = option("forward", "how the bank starts", ("forward", "random"))
     bank_update: str = option("corrected", "how the bank moves", RULES)
     negatives: int = option(0, "K rows sampled beside the batch's own (0: the whole bank)")
@@ -48,7 +48,7 @@ class Config:
     crop_min: float = option(0.2, "smallest area of a crop, as a share of the image")
     blur: float = option(0.0, "probability of a Gaussian blur")
     cutmix: float = option(0.0, "alpha of CutMix (0: off)")
-    epochs: int = option(20, "passes over the training images")
+    epochs: int = option(30, "passes over the training images")
     batch_size: int = option(128, "images a step")
     lr: float = option(0.1, "peak learning rate of SGD")
     sgd_momentum: float = option(0.9, "momentum of SGD")
@@ -63,6 +63,9 @@ class Config:
     compile: bool = option(False, "compile the encoder with torch.compile")
     workers: int = option(2, "processes that decode images which do not fit in memory")
     cache_gb: float = option(4.0, "decoded images up to this size are kept in memory, GB")
+
+    def folder(self) -> Path:
+        return Path(self.out or f"runs/{self.dataset}")
 
     def check(self) -> None:
         """Raises UserError, naming the flag, for values that no dataset could make right."""
@@ -130,7 +133,7 @@ def parse(argv: list[str] | None, description: str) -> tuple[Config, dict | None
     if not resume:
         config = Config(**(RECIPES[recipe] | given))
         config.check()
-        last = Path(config.out or f"runs/{config.dataset}") / "last.pt"
+        last = config.folder() / "last.pt"
         if last.exists() and not overwrite:
             advice = f"--resume {last.parent} goes on with it, --out starts elsewhere, --overwrite anew"
             raise UserError(f"{last.parent} holds a run: {advice}")

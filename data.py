@@ -12,6 +12,7 @@ An image is a row of the memory bank, so what cannot be read is found and left o
 """
 
 import os
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,9 @@ DOWNLOADS = {  # the class in torchvision.datasets, and what has to lie in --dat
     "cifar100": ("CIFAR100", "the folder cifar-100-python (unpacked from cifar-100-python.tar.gz)"),
     "stl10": ("STL10", "the folder stl10_binary (unpacked from stl10_binary.tar.gz)"),
 }
+
+# what Pillow raises for damaged files
+UNREADABLE = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
 
 
 class UserError(ValueError):
@@ -64,27 +68,28 @@ class Images:
         return replace(self, pixels=self.pixels.to(device))
 
     def batches(self, order: Tensor, batch_size: int, device: torch.device, workers: int = 2):
-        """Yields (pixels uint8 (B, 3, S, S), index (B,) long) on the device, in the given order."""
+        """Yields (pixels uint8 (B, 3, S, S), index (B,) long) on the device, in the given order.
+
+        Where batch_size does not divide the images, batches are larger by a few rather than the last one small:
+        BatchNorm refuses a batch of one.
+        """
+        parts = order.tensor_split(max(1, len(order) // batch_size))
         if self.pixels is not None:
-            for index in order.split(batch_size):
+            for index in parts:
                 yield self.pixels[index.to(self.pixels.device)].to(device), index.to(device)
         else:
-            items = [(i, self.paths[i], self.side) for i in order.tolist()]
-            loader = torch.utils.data.DataLoader(_Files(items), batch_size, num_workers=workers)
-            for pixels, index in loader:
+            files = _Files(self.paths, self.side)
+            batches = [part.tolist() for part in parts]
+            for pixels, index in torch.utils.data.DataLoader(files, batch_sampler=batches, num_workers=workers):
                 yield pixels.to(device), index.to(device)
 
 
 class _Files(torch.utils.data.Dataset):
-    def __init__(self, items):
-        self.items = items
+    def __init__(self, paths: list[Path], side: int):
+        self.paths, self.side = paths, side
 
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, k):
-        index, path, side = self.items[k]
-        return torch.from_numpy(decode(path, side)), index
+    def __getitem__(self, index: int):
+        return torch.from_numpy(decode(self.paths[index], self.side)), index
 
 
 @dataclass
@@ -133,7 +138,7 @@ def load(
 
 def _split(found: Dataset, subset: int, holdout: int) -> Dataset:
     count = len(found.train)
-    if subset < 0 or holdout < 0 or subset + holdout > count:
+    if subset < 0 or holdout < 0 or subset + holdout > count or holdout == count:
         raise UserError(f"--subset {subset} and --holdout {holdout}: the dataset has {count} training images in all")
     if not subset and not holdout:
         return found
@@ -158,12 +163,13 @@ def _download(name: str, root: Path) -> Dataset:
     splits = [{"train": True}, {"train": False}]
     if name == "stl10":
         splits = [{"split": "unlabeled"}, {"split": "train"}, {"split": "test"}]
-    existed = root.exists()
+    new = [folder for folder in (root, *root.parents) if not folder.exists()]  # innermost first
     try:
         sets = [getattr(torchvision.datasets, kind)(root, download=True, **split) for split in splits]
     except (OSError, RuntimeError) as error:
-        if not existed and root.exists() and not any(root.iterdir()):
-            root.rmdir()
+        for folder in new:
+            if folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()
         advice = f"put {files} in {root} yourself, or name its place with --data-dir"
         raise UserError(f"--dataset {name}: cannot download it ({error}); {advice}") from error
     images = []
@@ -183,8 +189,7 @@ def _folder(root: Path) -> Dataset:
     if (root / "train").is_dir():
         names = sorted({d.name for split in ("train", "test") for d in _subfolders(root / split)})
         train, test = (_listed(root / split, names) for split in ("train", "test"))
-        if not names:
-            train = Images(paths=_images_in(root / "train"))
+        train = train or Images(paths=_images_in(root / "train"))  # unlabelled, beside a test/<class>/ or alone
     elif _images_in(root):
         names, train, test = [], Images(paths=_images_in(root)), None
     else:
@@ -201,8 +206,7 @@ def _folder(root: Path) -> Dataset:
     if not train:
         places = "neither in it, nor in its train/, nor in folders named after classes"
         raise UserError(f"--data-dir {root}: no images found, {places} ({' '.join(sorted(EXTENSIONS))})")
-    labelled = train if train.labels is not None and test else None
-    return Dataset(train, labelled, test or None, tuple(names))
+    return Dataset(train, train if train.labels is not None else None, test or None, tuple(names))
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -254,7 +258,7 @@ def _decode_all(found: Dataset, size: int, cache_gb: float) -> Dataset:
         named = ", ".join(map(str, bad[:5])) + (" …" if bad[5:] else "")
         print(f"skipped {len(bad)} of {total} images that cannot be read: {named}")
     if not len(done[0]):
-        raise UserError(f"--data-dir: none of its images can be read, for instance {bad[0]}")
+        raise UserError(f"--data-dir: none of its {total} images can be read, for instance {bad[0]}")
     test = done[1] if found.test and len(done[1]) else None
     return replace(found, train=done[0], labelled=done[0] if found.labelled else None, test=test)
 
@@ -263,7 +267,7 @@ def _decode_part(part: Images, side: int, in_memory: bool, bar: tqdm) -> tuple[I
     def attempt(path):
         try:
             return decode(path, side)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow raises for damaged files
+        except UNREADABLE:
             return None
 
     pixels = torch.empty((len(part), 3, side, side), dtype=torch.uint8) if in_memory else None
@@ -282,14 +286,14 @@ def _decode_part(part: Images, side: int, in_memory: bool, bar: tqdm) -> tuple[I
 
 
 def _choose_side(paths: list[Path], size: int) -> int:
-    """Small images that share one square size stay as they are; others are reduced to a little more than a view."""
+    """Small images that share one square size stay as they are; others are brought to a little more than a view."""
     limit = max(64, round(size * 8 / 7))
     seen = set()
-    for path in paths[:64]:
+    for path in paths[:: max(1, len(paths) // 64)]:  # about 64 of them, from all classes
         try:
             with Image.open(path) as image:
                 seen.add(image.size)
-        except OSError:
+        except UNREADABLE:
             continue
     width, height = seen.pop() if len(seen) == 1 else (0, 1)
     return width if width == height and width <= limit else limit

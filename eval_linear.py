@@ -30,10 +30,22 @@ from data import Dataset, Images, UserError
 from models import Encoder, autocast, pick_device, pick_precision
 from runs import new_encoder, read_checkpoint, save_whole
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)  # L2 penalties a probe chooses from, by a tenth of its training features
+STRENGTHS = (1e-1, 3e-2, 1e-2, 1e-3)  # L2 penalties a probe chooses from, by a tenth of its training features
 
 
 # -------------------------------------------------------------------------------------------------------------- features
+
+
+def eval_side(config: dict, images: Images) -> int:
+    """The side at which images are shown in evaluation: --eval-size, or the images' own up to 4/3 of the training views.
+
+    A crop shows things larger than the whole image does; somewhat larger images in evaluation make up for it (FixRes,
+    arXiv 1906.06423). vit_tiny knows one size only.
+    """
+    size = config["size"]
+    if config["eval_size"] or config["arch"] == "vit_tiny":
+        return config["eval_size"] or size
+    return min(max(images.side, size), round(size * 4 / 3))
 
 
 @torch.no_grad()
@@ -94,17 +106,23 @@ def linear_probe(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> 
     train, test = (train - mean) / std, (test - mean) / std
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     held, kept = order[: len(train) // 10], order[len(train) // 10 :]
-    strength = STRENGTHS[2]
+    strength, head = STRENGTHS[2], None
     if len(held) >= 10:
-        score = lambda s: _accuracy(_fit(train[kept], labels[kept], s), train[held], labels[held])  # noqa: E731
-        strength = max(STRENGTHS, key=score)
-    return _accuracy(_fit(train, labels, strength), test, truth)
+        scores = {}
+        for candidate in STRENGTHS:  # strongest first, each fit starting from the one before
+            head = _fit(train[kept], labels[kept], candidate, head)
+            scores[candidate] = _accuracy(head, train[held], labels[held])
+        strength = max(scores, key=scores.__getitem__)
+    return _accuracy(_fit(train, labels, strength, head), test, truth)
 
 
-def _fit(x: Tensor, y: Tensor, strength: float) -> nn.Linear:
-    head = nn.Linear(x.shape[1], int(y.max()) + 1)
-    nn.init.zeros_(head.weight), nn.init.zeros_(head.bias)
-    solver = torch.optim.LBFGS(head.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+def _fit(x: Tensor, y: Tensor, strength: float, start: nn.Linear | None = None) -> nn.Linear:
+    """Minimise cross-entropy + strength / 2 ‖weight‖² over (x, y) from `start`, or from zero."""
+    head = nn.Linear(x.shape[1], int(y.max()) + 1 if start is None else start.out_features)
+    with torch.no_grad():
+        for parameter, value in zip(head.parameters(), start.parameters() if start else (0, 0)):
+            parameter.copy_(torch.as_tensor(value))
+    solver = torch.optim.LBFGS(head.parameters(), max_iter=50, tolerance_change=1e-6, line_search_fn="strong_wolfe")
 
     def closure():
         solver.zero_grad()
@@ -179,9 +197,9 @@ def train_head(
 # -------------------------------------------------------------------------------------------------------- all of it, once
 
 
-def knn_monitor(encoder: Encoder, dataset: Dataset, size: int, device, precision: str, k: int = 20) -> float:
+def knn_monitor(encoder: Encoder, dataset: Dataset, config: dict, device, precision: str, k: int = 20) -> float:
     """kNN on at most 5 000 training and 1 000 test images, for the progress of a run; never a result to report."""
-    measured = []
+    size, measured = eval_side(config, dataset.test), []
     for images, most in ((dataset.labelled, 5000), (dataset.test, 1000)):
         part = images.take(torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:most])
         measured += [extract(encoder, part, size, device, precision), part.labels.cpu()]
@@ -202,15 +220,16 @@ def evaluate(
     """Measure a checkpoint's backbone: {"trained": {...}, "untrained": {...}, "raw": {...}} with fractions of 1.
 
     Each has "knn" and "linear"; slow may name "few_labels" (adds linear_1 and linear_10, with _std), "augmented" and
-    "finetune" (add a figure each, networks only, after `epochs` epochs). size 0 is the run's --eval-size or --size.
+    "finetune" (add a figure each, networks only, after `epochs` epochs). size 0 is `eval_side`'s.
     """
     config = checkpoint["config"]
-    size, device = size or config["eval_size"] or config["size"], pick_device(device)
+    device = pick_device(device)
     precision = pick_precision("auto", device)
     if not dataset.labelled or not dataset.test:
         raise UserError(
             "no labels to evaluate with: name labelled images, --dataset cifar10 or --dataset folder --data-dir DIR"
         )
+    size = size or eval_side(config, dataset.test)
     dataset = dataset.to(device)
     labels, truth = dataset.labelled.labels.cpu(), dataset.test.labels.cpu()
     trained = new_encoder(config)
@@ -283,9 +302,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--holdout", type=int, help="test on this many training images instead of the test set [as in the run]"
     )
-    parser.add_argument(
-        "--size", type=int, default=0, help="side of the images in pixels [the run's --eval-size or --size]"
-    )
+    parser.add_argument("--size", type=int, default=0, help="side of the images in pixels [the run's]")
     parser.add_argument("--k", type=int, default=200, help="neighbours of kNN [200]")
     parser.add_argument(
         "--few-labels", action="store_true", help="add the linear probe with 1 %% and 10 %% of the labels"
@@ -307,7 +324,7 @@ def load_for(checkpoint: dict, args: argparse.Namespace) -> Dataset:
     return data.load(
         args.dataset or config["dataset"],
         args.data_dir or config["data_dir"],
-        args.size or config["eval_size"] or config["size"],
+        args.size or config["size"],
         choose(args.subset, config["subset"], 0),
         choose(args.holdout, config["holdout"], 0),
     )

@@ -31,9 +31,10 @@ ARCHITECTURES = (*RESNETS, *MOBILE, "vit_tiny")
 class Encoder(nn.Module):
     """Backbone and projector: `features(x)` gives (B, F), `forward(x)` gives unit z (B, D).
 
-    arch is one of ARCHITECTURES; size the training images' side in pixels (it chooses the stem, and the number of
-    positions of vit_tiny); width the channels of a ResNet's first stage (None: 64, torchvision's own); dim is D; layers
-    and hidden shape the projector. Raises ValueError for an unknown arch or a width where it has no meaning.
+    arch is one of ARCHITECTURES; size the side of the training views in pixels (it chooses the stem, and the number of
+    positions of vit_tiny); width the channels of a ResNet's first stage (None: 64 as in torchvision, and 32 for
+    resnet10, the small one that torchvision has not); dim is D; layers and hidden shape the projector. Raises
+    ValueError for an unknown arch or a width where it has no meaning.
     """
 
     def __init__(self, arch="resnet18", size=32, width=None, dim=2048, layers=2, hidden=2048):
@@ -54,15 +55,18 @@ class Encoder(nn.Module):
 
 def build_backbone(arch: str, size: int, width: int | None = None) -> nn.Module:
     """The torchvision network called arch without its classifier; see `Encoder` for the arguments."""
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHITECTURES)}")
     small = size <= SMALL
     if width is not None and arch not in RESNETS:
         raise ValueError(f"width is an option of {', '.join(RESNETS)}, not of {arch}")
     if arch in RESNETS:
         block, depths = RESNETS[arch]
-        net = _resnet(block, depths, width or 64)
+        width = width or (32 if arch == "resnet10" else 64)
+        net = _resnet(block, depths, width)
         net.fc = nn.Identity()
         if small:  # 3x3 convolution at full resolution, no pooling: the usual CIFAR stem
-            net.conv1 = nn.Conv2d(3, width or 64, kernel_size=3, stride=1, padding=1, bias=False)
+            net.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
             nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
             net.maxpool = nn.Identity()
     elif arch in MOBILE:
@@ -70,14 +74,12 @@ def build_backbone(arch: str, size: int, width: int | None = None) -> nn.Module:
         net.classifier = nn.Identity()
         if small:  # these begin with a 3x3 convolution already: only its stride goes
             net.features[0][0].stride = (1, 1)
-    elif arch == "vit_tiny":
+    else:
         patch = max(1, size // 8) if small else 16  # an 8 x 8 grid on small images
         if size % patch:
             raise ValueError(f"vit_tiny cuts images in patches of {patch}: size {size} is not a multiple of it")
         net = tv.VisionTransformer(size, patch, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768)
         net.heads = nn.Identity()
-    else:
-        raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHITECTURES)}")
     return net
 
 

@@ -16,6 +16,7 @@ uninterrupted one, to the last bit on a CPU.
 
 import hashlib
 import math
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -74,9 +75,8 @@ class Pretraining:
     def init_bank(self, images: data.Images) -> None:
         """Section "feature calibrate": one pass of the untrained encoder; a random bank is left as it was made."""
         if self.config.bank_init == "forward":
-            batches = images.batches(
-                torch.arange(len(images)), self.config.batch_size, self.device, self.config.workers
-            )
+            every = torch.arange(len(images))
+            batches = images.batches(every, self.config.batch_size, self.device, self.config.workers)
             with autocast(self.device, self.precision):
                 self.bank.init_forward(self.forward, ((self.augment(pixels), index) for pixels, index in batches))
 
@@ -112,8 +112,8 @@ class Pretraining:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        # The bank moves with the z and the P of this step. It moves after the backward pass, which needs the rows that
-        # the similarities came from; the released code moves it before, on copies, with the same result.
+        # The bank moves with the z and the P of this step. It moves last, since the backward pass needs the rows that the
+        # similarities came from. The released code moves it before the losses; they read the old similarities either way.
         bank.update(z.detach(), index, similarity.detach(), columns, soft)
         return l_nce.detach(), l_kl.detach()
 
@@ -138,7 +138,7 @@ def train(config: Config, resume: dict | None = None) -> dict:
     Ctrl-C or SIGTERM; the run's last.pt is good in every case.
     """
     config.check()
-    out, device = Path(config.out or f"runs/{config.dataset}"), pick_device(config.device)
+    out, device = config.folder(), pick_device(config.device)
     dataset = load_dataset(config).to(device)
     count, batch = len(dataset.train), config.batch_size  # N, B
     per_epoch = count // batch  # the rest of an epoch's shuffled images waits for the next one
@@ -188,11 +188,10 @@ def train(config: Config, resume: dict | None = None) -> dict:
                 l_nce, l_kl = (sums / per_epoch).tolist()
                 row = {"epoch": epoch + 1, "step": step, "lr": lr, "loss": l_nce + config.lam * l_kl}
                 row |= {"nce": l_nce, "sqrt_kl": l_kl, "seconds": round(seconds, 1)}
-                look = dataset.test and config.knn_every and ((epoch + 1) % config.knn_every == 0 or step == total)
+                due = config.knn_every and ((epoch + 1) % config.knn_every == 0 or step == total)
+                look = due and dataset.labelled and dataset.test
                 if look:
-                    row["knn"] = knn_monitor(
-                        run.encoder, dataset, config.eval_size or config.size, device, run.precision
-                    )
+                    row["knn"] = knn_monitor(run.encoder, dataset, asdict(config), device, run.precision)
                     bar.set_postfix(loss=f"{row['loss']:.3f}", knn=f"{row['knn']:.1%}")
                 history.append(row)
                 sums = torch.zeros(2, dtype=torch.float64)
@@ -253,10 +252,12 @@ def main(argv: list[str] | None = None) -> int:
     except Interrupted as interrupted:
         print(interrupted.args[0], file=sys.stderr)
         return 128 + interrupted.args[1]
+    except KeyboardInterrupt:
+        print("stopped before the first step", file=sys.stderr)
+        return 128 + signal.SIGINT
     knn = f", kNN {result['knn']:.1%}" if "knn" in result else ""
-    print(
-        f"done in {result['seconds']:.0f} s: loss {result['loss']:.3f}{knn}; measure it with: python eval_linear.py {result['out']}"
-    )
+    print(f"done in {result['seconds']:.0f} s: loss {result['loss']:.3f}{knn}")
+    print(f"measure it with: python eval_linear.py {result['out']}")
     return 0
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from matplotlib import pyplot as plt
 
 from data import Dataset, UserError
-from eval_linear import extract, load_for, pick_device, settle_batchnorm
+from eval_linear import eval_side, extract, load_for, pick_device, settle_batchnorm
 from eval_linear import parse as parse_eval
 from runs import new_encoder, read_checkpoint
 
@@ -36,7 +36,7 @@ def nearest(encoder, dataset: Dataset, queries: torch.Tensor, size: int, device,
 
 def draw(checkpoint: dict, dataset: Dataset, path: Path, rows: int = 8, k: int = 6, images: int = 5000) -> None:
     config = checkpoint["config"]
-    size, device = config["eval_size"] or config["size"], pick_device()
+    size, device = eval_side(config, dataset.test), pick_device()
     dataset.train = dataset.train.take(torch.arange(min(images, len(dataset.train))))
     shuffled = torch.randperm(len(dataset.test), generator=torch.Generator().manual_seed(0))
     by_class = [shuffled[dataset.test.labels[shuffled] == c] for c in range(len(dataset.classes))]

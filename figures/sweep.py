@@ -5,6 +5,7 @@ date, figures of every epoch and final accuracies. A run whose configuration and
 so a sweep can be interrupted at any point and called again.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -31,6 +32,15 @@ from train import load_dataset, train
 
 # What does not change a result, and is therefore no part of a run's identity.
 IRRELEVANT = ("out", "data_dir", "device", "compile", "workers", "cache_gb", "knn_every")
+
+
+def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The options that every script of measured figures has."""
+    parser.add_argument("--dataset", default="folder", help="as in train.py [folder]")
+    parser.add_argument("--data-dir", default="data", help="as in train.py [data]")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="[0 1 2]")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, sharing the cores [2]")
+    return parser
 
 
 def identity(config: dict, seed: int) -> str:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import shapes
@@ -13,10 +14,16 @@ TINY = dict(
     dim=16,
     hidden=16,
     batch_size=16,
+    momentum=0.9,
     epochs=2,
     device="cpu",
     knn_every=1,
 )
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import eval_linear as program
 import train
 from data import Images
 from eval_linear import (
+    eval_side,
     evaluate,
     extract,
     few_labels,
@@ -88,11 +89,13 @@ def test_linear_probe_agrees_with_a_penalised_regression_fitted_by_hand():
     assert max(g.abs().max() for g in gradients) < 1e-3, "the fit has converged"
 
 
-def test_linear_probe_is_saved_by_its_penalty_where_features_outnumber_images():
-    signal, y = clusters(60, spread=1.0)
+def test_linear_probe_is_saved_by_its_penalty_where_features_outnumber_images(monkeypatch):
+    signal, y = clusters(120, spread=1.0)
     test_signal, test_y = clusters(400, spread=1.0, seed=1)
-    x, test_x = torch.cat([signal, torch.randn(60, 300)], 1), torch.cat([test_signal, torch.randn(400, 300)], 1)
-    assert linear_probe(x, y, test_x, test_y) > 0.6
+    x, test_x = torch.cat([signal, torch.randn(120, 300)], 1), torch.cat([test_signal, torch.randn(400, 300)], 1)
+    chosen = linear_probe(x, y, test_x, test_y)
+    monkeypatch.setattr(program, "STRENGTHS", (1e-9,) * 3)
+    assert chosen > linear_probe(x, y, test_x, test_y) and chosen > 0.7
 
 
 def test_few_labels_draws_a_balanced_share_and_reports_the_spread(monkeypatch):
@@ -135,6 +138,17 @@ def test_the_untrained_control_has_the_weights_of_before_the_first_step_and_fair
         encoder.backbone.bn1.running_mean, activations.mean((0, 2, 3)).detach(), rtol=1e-3, atol=1e-4
     )
     assert all(torch.equal(a, b) for a, b in zip(encoder.parameters(), again.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "arch", "expected"),
+    [(24, 32, "resnet10", 32), (32, 32, "resnet10", 32), (24, 96, "resnet10", 32), (24, 16, "resnet10", 24),
+     (224, 256, "resnet18", 256), (24, 32, "vit_tiny", 24)],
+)  # fmt: skip
+def test_images_are_shown_whole_and_up_to_a_third_larger_than_the_views(size, side, arch, expected):
+    images = Images(torch.zeros(1, 3, side, side, dtype=torch.uint8), side=side)
+    assert eval_side({"size": size, "eval_size": 0, "arch": arch}, images) == expected
+    assert eval_side({"size": size, "eval_size": 40, "arch": arch}, images) == 40
 
 
 def test_raw_pixels_are_the_normalised_image_at_32_pixels_at_most():

@@ -104,6 +104,12 @@ def test_every_option_runs_to_the_end(tiny, options):
     assert result["epoch"] == 1 and 0 <= result["knn"] <= 1
 
 
+@pytest.mark.parametrize("subset", [17, 31, 33, 95])
+def test_no_batch_of_a_single_image_is_left_over(tiny, subset):
+    """BatchNorm cannot learn from one image; 17 images in batches of 16 would leave one in the bank's first pass."""
+    assert train(tiny(epochs=1, subset=subset))["step"] == subset // 16
+
+
 def test_learning_rate_warms_up_and_falls_to_zero_on_a_cosine():
     config = Config(lr=0.4, epochs=10, warmup=2)
     rates = [learning_rate(config, step, 10) for step in range(100)]

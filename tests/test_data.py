@@ -1,0 +1,635 @@
+"""Datasets by name, folders of real files in every condition, and the drawn shapes."""
+
+import struct
+import urllib.request
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+import data
+import shapes
+from data import UserError, decode, load
+
+CPU = torch.device("cpu")
+COLOURS = {"blue": (20, 40, 200), "green": (30, 180, 30), "red": (210, 20, 20)}  # class -> the colour of its images
+NAMES = tuple(COLOURS)
+
+
+def save(path, colour=(120, 60, 30), size=(32, 32)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def truncated(path, size=(32, 32)):
+    save(path, (0, 0, 0), size)
+    raw = path.read_bytes()
+    path.write_bytes(raw[: len(raw) * 2 // 3])
+    return path
+
+
+def classes(root, each, size=(32, 32)):
+    for name, colour in COLOURS.items():
+        for i in range(each):
+            save(root / name / f"{i}.png", colour, size)
+    return root
+
+
+def colours_of(images):
+    """The class that the pixels show, for comparison with the labels."""
+    known = torch.tensor(list(COLOURS.values())).float()
+    return torch.cdist(images.pixels.float().mean((2, 3)), known).argmin(1)
+
+
+# ---------------------------------------------------------------------------------------------------------------- layouts
+
+
+def test_train_and_test_folders_are_the_two_sets(tmp_path):
+    classes(tmp_path / "train", 4)
+    classes(tmp_path / "test", 2)
+    found = load("folder", tmp_path)
+    assert found.classes == NAMES
+    assert (len(found.train), len(found.test)) == (12, 6) and found.labelled is found.train
+    for part in (found.train, found.test):
+        assert part.pixels.dtype == torch.uint8 and part.pixels.shape[1:] == (3, 32, 32) and part.side == 32
+        assert part.labels.dtype == torch.long and torch.equal(part.labels, colours_of(part))
+
+
+def test_a_class_that_only_one_set_has_keeps_the_labels_in_step(tmp_path):
+    save(tmp_path / "train" / "red" / "a.png", COLOURS["red"])
+    save(tmp_path / "train" / "blue" / "a.png", COLOURS["blue"])
+    classes(tmp_path / "test", 1)
+    found = load("folder", tmp_path)
+    assert found.classes == NAMES
+    assert torch.equal(found.train.labels, colours_of(found.train))
+    assert torch.equal(found.test.labels, colours_of(found.test))
+
+
+def test_class_folders_alone_give_a_fifth_of_each_class_to_the_test_set(tmp_path):
+    found = load("folder", classes(tmp_path, 10))
+    assert found.classes == NAMES and found.labelled is found.train
+    assert found.train.labels.bincount().tolist() == [8, 8, 8] and found.test.labels.bincount().tolist() == [2, 2, 2]
+    for part in (found.train, found.test):
+        assert torch.equal(part.labels, colours_of(part))
+
+
+def test_the_fifth_kept_for_testing_is_always_the_same_and_apart_from_the_rest(tmp_path):
+    classes(tmp_path, 10)
+    first, second = data._folder(tmp_path), data._folder(tmp_path)
+    assert first.test.paths == second.test.paths and first.train.paths == second.train.paths
+    assert not set(first.test.paths) & set(first.train.paths)
+    assert len(set(first.test.paths) | set(first.train.paths)) == 30
+
+
+@pytest.mark.parametrize("place", [".", "train"])
+def test_images_without_classes_are_for_pretraining_only(tmp_path, place):
+    for i in range(5):
+        save(tmp_path / place / f"{i}.png")
+    found = load("folder", tmp_path)
+    assert len(found.train) == 5 and found.train.labels is None
+    assert found.labelled is None and found.test is None and found.classes == ()
+
+
+def test_hidden_files_and_folders_and_other_kinds_of_files_are_no_images(tmp_path, capsys):
+    classes(tmp_path / "train", 2)
+    save(tmp_path / "train" / "red" / "._0.png")
+    save(tmp_path / "train" / ".thumbnails" / "a.png")
+    (tmp_path / "train" / "red" / "notes.txt").write_text("not an image")
+    (tmp_path / "train" / "README.md").write_text("not an image")
+    found = load("folder", tmp_path)
+    assert len(found.train) == 6 and found.classes == NAMES
+    assert capsys.readouterr().out == ""
+
+
+def test_extensions_may_be_in_capitals(tmp_path):
+    save(tmp_path / "A.PNG")
+    save(tmp_path / "B.JPG")
+    assert len(load("folder", tmp_path).train) == 2
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="--data-dir .*nowhere: no such folder"):
+        load("folder", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("inside", [[], ["red"], ["train"], ["train/red", "test/red"]])
+def test_a_folder_without_images_is_an_error_that_says_where_it_looked(tmp_path, inside):
+    for name in inside:
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(UserError, match="--data-dir .*: no images found.*train/.*jpg"):
+        load("folder", tmp_path)
+
+
+def test_an_unknown_dataset_is_answered_with_the_known_ones():
+    with pytest.raises(UserError, match="imagenet") as caught:
+        load("imagenet")
+    assert all(name in str(caught.value) for name in data.DATASETS)
+
+
+# --------------------------------------------------------------------------------------------------------- files of all kinds
+
+
+@pytest.mark.parametrize(
+    "mode, suffix, expected",
+    [
+        ("RGB", "png", (200, 100, 50)),
+        ("RGB", "bmp", (200, 100, 50)),
+        ("RGB", "webp", (200, 100, 50)),
+        ("RGBA", "png", (200, 100, 50)),
+        ("P", "png", (200, 100, 50)),
+        ("P", "gif", (200, 100, 50)),
+        ("CMYK", "jpg", (200, 100, 50)),
+        ("CMYK", "tif", (200, 100, 50)),
+        ("L", "png", (124, 124, 124)),  # the luma of that colour
+        ("L", "jpg", (124, 124, 124)),
+        ("LA", "png", (124, 124, 124)),
+        ("1", "png", (124, 124, 124)),  # black and white dots, of that brightness together
+    ],
+)
+def test_images_of_any_mode_become_rgb_of_the_same_colour(tmp_path, mode, suffix, expected):
+    path = tmp_path / f"image.{suffix}"
+    Image.new("RGB", (64, 64), (200, 100, 50)).convert(mode).save(path)
+    with Image.open(path) as written:
+        assert written.mode == mode
+    pixels = decode(path, 64)
+    assert pixels.shape == (3, 64, 64) and pixels.dtype == np.uint8
+    np.testing.assert_allclose(pixels.mean((1, 2)), expected, atol=4)
+
+
+@pytest.mark.parametrize("value", [0, 1000, 32768, 65535])
+def test_16_bit_greyscale_keeps_its_brightness(tmp_path, value):
+    Image.fromarray(np.full((20, 20), value, dtype=np.uint16)).save(tmp_path / "deep.png")
+    with Image.open(tmp_path / "deep.png") as written:
+        assert written.mode.startswith("I")
+    assert np.abs(decode(tmp_path / "deep.png", 20).astype(float) - value / 257).max() <= 1
+
+
+def test_16_bit_greyscale_among_others_keeps_its_brightness_in_memory(tmp_path):
+    save(tmp_path / "a.png", (128, 128, 128))
+    Image.fromarray(np.full((32, 32), 128 * 257, dtype=np.uint16)).save(tmp_path / "b.png")
+    pixels = load("folder", tmp_path).train.pixels.int()
+    assert (pixels[0] - pixels[1]).abs().max() <= 1
+
+
+def test_float_greyscale_is_stretched_to_the_range_of_pixels(tmp_path):
+    ramp = np.linspace(-3, 5, 32, dtype=np.float32)[None].repeat(32, 0)
+    Image.fromarray(ramp).save(tmp_path / "float.tif")
+    pixels = decode(tmp_path / "float.tif", 32)
+    np.testing.assert_allclose(pixels[0, 0], np.linspace(0, 255, 32), atol=1)
+
+
+@pytest.mark.parametrize("mode, colour", [("RGBA", (10, 20, 30, 0)), ("LA", (0, 0))])
+def test_what_is_transparent_shows_white(tmp_path, mode, colour):
+    Image.new(mode, (8, 8), colour).save(tmp_path / "clear.png")
+    assert (decode(tmp_path / "clear.png", 8) == 255).all()
+
+
+def test_a_transparent_palette_entry_shows_white(tmp_path):
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([9, 9, 9, 200, 0, 0])
+    image.paste(1, (0, 0, 4, 8))
+    image.save(tmp_path / "clear.png", transparency=0)
+    pixels = decode(tmp_path / "clear.png", 8)
+    assert (pixels[:, :, 4:] == 255).all() and (pixels[:, 0, 0] == (200, 0, 0)).all()
+
+
+@pytest.mark.parametrize("side", [16, 64])
+@pytest.mark.parametrize("orientation, top_left", [(1, "red"), (3, "green"), (6, "blue"), (8, "green")])
+def test_photographs_are_turned_upright(tmp_path, side, orientation, top_left):
+    """Stored: red at the left and green at the right, with blue at the bottom left."""
+    image = Image.new("RGB", (64, 64), COLOURS["red"])
+    image.paste(COLOURS["green"], (32, 0, 64, 64))
+    image.paste(COLOURS["blue"], (0, 32, 32, 64))
+    exif = Image.Exif()
+    exif[274] = orientation
+    image.save(tmp_path / "photo.jpg", exif=exif, quality=95, subsampling=0)
+    corner = decode(tmp_path / "photo.jpg", side)[:, 2 : side // 4, 2 : side // 4].mean((1, 2))
+    np.testing.assert_allclose(corner, COLOURS[top_left], atol=8)
+
+
+@pytest.mark.parametrize("shape", [(90, 30), (30, 90)])
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_what_is_not_square_is_cut_to_its_centre(tmp_path, shape, suffix):
+    image = Image.new("RGB", shape, COLOURS["red"])
+    left, top = (shape[0] - 30) // 2, (shape[1] - 30) // 2
+    image.paste(COLOURS["green"], (left, top, left + 30, top + 30))
+    path = tmp_path / f"long.{suffix}"
+    image.save(path, **({"quality": 95, "subsampling": 0} if suffix == "jpg" else {}))
+    inside = decode(path, 30)[:, 3:-3, 3:-3]
+    np.testing.assert_allclose(inside.mean((1, 2)), COLOURS["green"], atol=6)
+
+
+def test_reducing_is_antialiased(tmp_path):
+    board = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
+    Image.fromarray(board).save(tmp_path / "board.png")
+    pixels = decode(tmp_path / "board.png", 32)
+    assert np.abs(pixels.astype(int) - 127).max() < 12
+
+
+@pytest.mark.parametrize(
+    "sizes, view, side",
+    [
+        ([(32, 32)] * 3, 32, 32),
+        ([(16, 16)] * 3, 32, 16),
+        ([(64, 64)] * 3, 32, 64),
+        ([(100, 100)] * 3, 32, 64),  # large: reduced to a little more than a view, but not below 64
+        ([(100, 100)] * 3, 96, 100),
+        ([(200, 200)] * 3, 96, 110),
+        ([(48, 32)] * 3, 32, 64),  # equal but not square
+        ([(32, 32), (48, 48), (32, 32)], 32, 64),  # square but not equal
+    ],
+)
+def test_small_equal_squares_keep_their_size_and_others_get_a_common_one(tmp_path, sizes, view, side):
+    for i, size in enumerate(sizes):
+        save(tmp_path / f"{i}.png", size=size)
+    train = load("folder", tmp_path, size=view).train
+    assert train.side == side and train.pixels.shape == (3, 3, side, side)
+
+
+def test_images_at_their_native_size_are_not_touched(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (4, 20, 20, 3), dtype=np.uint8)
+    for i, image in enumerate(values):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    assert np.array_equal(load("folder", tmp_path).train.pixels.permute(0, 2, 3, 1).numpy(), values)
+
+
+# ---------------------------------------------------------------------------------------------------------- damaged files
+
+
+@pytest.mark.parametrize("cache_gb", [4.0, 1e-9], ids=["memory", "disk"])
+def test_unreadable_files_are_skipped_and_named_and_labels_stay_with_their_pixels(tmp_path, capsys, cache_gb):
+    classes(tmp_path / "train", 4)
+    classes(tmp_path / "test", 2)
+    bad = [truncated(tmp_path / "train" / "blue" / "00.jpg"), tmp_path / "train" / "green" / "2.jpg"]
+    bad.append(tmp_path / "test" / "blue" / "0.jpg")
+    for path in bad[1:]:
+        path.write_text("this is no image")
+    found = load("folder", tmp_path, cache_gb=cache_gb)
+    printed = capsys.readouterr().out
+    assert "skipped 3 of 21 images" in printed and all(str(path) in printed for path in bad)
+    for part, each in ((found.train, 4), (found.test, 2)):
+        if part.pixels is None:
+            part.pixels = next(part.batches(torch.arange(len(part)), 100, CPU, workers=0))[0]
+        assert part.labels.bincount().tolist() == [each] * 3
+        assert torch.equal(part.labels, colours_of(part))
+
+
+def test_many_unreadable_files_are_counted_and_five_named(tmp_path, capsys):
+    save(tmp_path / "good.png")
+    for i in range(7):
+        (tmp_path / f"bad{i}.jpg").write_bytes(b"")
+    assert len(load("folder", tmp_path).train) == 1
+    printed = capsys.readouterr().out
+    assert "skipped 7 of 8 images" in printed and printed.count(".jpg") == 5 and "…" in printed
+
+
+def header_cut_short(path):
+    save(path)
+    raw = path.read_bytes()
+    path.write_bytes(raw[:8] + struct.pack(">I", 2) + raw[12:])  # a PNG whose first chunk says it has two bytes
+
+
+def too_many_pixels(path):
+    save(path, size=(5, 4))
+    raw = bytearray(path.read_bytes())
+    raw[18:26] = struct.pack("<ii", 60_000, 60_000)  # a BMP that claims 3.6 thousand million pixels
+    path.write_bytes(raw)
+
+
+def nonsense_in_exif(path):
+    """A whole photograph whose camera wrote text where EXIF has a number (the image's width)."""
+    entries = [(256, 2, 4, b"abc\0"), (274, 3, 1, struct.pack("<HH", 6, 0))]
+    body = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    body += b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries) + bytes(4)
+    Image.new("RGB", (32, 32)).save(path, exif=b"Exif\0\0" + body)
+
+
+@pytest.mark.parametrize(
+    "damage, name",
+    [
+        (lambda path: path.write_bytes(b""), "a.jpg"),
+        (lambda path: path.write_bytes(b"GIF89a"), "a.gif"),
+        (lambda path: path.write_bytes(b"P6 4x 4 255 "), "a.ppm"),
+        (lambda path: path.mkdir(), "a.png"),
+        (lambda path: path.symlink_to("gone.png"), "a.png"),
+        (truncated, "a.jpg"),
+        (truncated, "a.png"),
+        (header_cut_short, "a.png"),
+        (too_many_pixels, "a.bmp"),
+    ],
+    ids=["empty", "cut-gif", "odd-ppm", "directory", "dead-link", "cut-jpeg", "cut-png", "png-header", "bomb"],
+)
+def test_no_damaged_file_ends_the_run(tmp_path, capsys, damage, name):
+    damage(tmp_path / name)
+    save(tmp_path / "good.png", (1, 2, 3))
+    train = load("folder", tmp_path).train
+    assert train.pixels.float().mean((2, 3)).tolist() == [[1, 2, 3]]
+    assert f"skipped 1 of 2 images that cannot be read: {tmp_path / name}" in capsys.readouterr().out
+
+
+def test_nonsense_in_a_photographs_exif_does_not_end_the_run(tmp_path):
+    nonsense_in_exif(tmp_path / "a.jpg")
+    save(tmp_path / "good.png")
+    assert len(load("folder", tmp_path).train) in (1, 2)  # left out or read in spite of it
+
+
+@pytest.mark.parametrize("layout", [".", "train/red"])
+def test_a_folder_of_nothing_but_damaged_files_is_an_error_that_names_one(tmp_path, layout):
+    (tmp_path / layout).mkdir(parents=True, exist_ok=True)
+    (tmp_path / layout / "a.jpg").write_text("no")
+    (tmp_path / layout / "b.jpg").write_text("no")
+    with pytest.raises(UserError, match="--data-dir.*none of its 2 images can be read.*a.jpg"):
+        load("folder", tmp_path)
+
+
+def test_a_test_set_of_nothing_but_damaged_files_is_no_test_set(tmp_path):
+    classes(tmp_path / "train", 2)
+    (tmp_path / "test" / "red").mkdir(parents=True)
+    (tmp_path / "test" / "red" / "a.jpg").write_text("no")
+    found = load("folder", tmp_path)
+    assert found.test is None and len(found.train) == 6
+
+
+# --------------------------------------------------------------------------------------------------- in memory and on disk
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Twelve images of two classes, of several sizes, modes and kinds."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        height, width = rng.integers(20, 90, 2)
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        path = tmp_path / "train" / "ab"[i % 2] / f"{i:02d}.{('png', 'jpg', 'gif')[i % 3]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (image.convert("L") if i % 4 == 3 else image).save(path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_read_from_disk_are_those_held_in_memory(mixed, workers):
+    memory, disk = (load("folder", mixed, cache_gb=gb).train for gb in (4.0, 1e-9))
+    assert disk.pixels is None and memory.pixels is not None and len(disk) == len(memory) == 12
+    assert disk.side == memory.side and torch.equal(disk.labels, memory.labels)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))[:9]
+    batches = [list(images.batches(order, 4, CPU, workers)) for images in (memory, disk)]
+    assert [len(index) for _, index in batches[0]] == [5, 4], "no batch of one is left over"
+    for (pixels, index), (pixels_disk, index_disk) in zip(*batches, strict=True):
+        assert torch.equal(pixels, pixels_disk) and torch.equal(index, index_disk)
+        assert pixels_disk.dtype == torch.uint8 and index_disk.dtype == index.dtype == torch.long
+        assert torch.equal(pixels, memory.pixels[index])
+    assert torch.equal(torch.cat([index for _, index in batches[1]]), order)
+
+
+@pytest.mark.parametrize("factor, in_memory", [(1.001, True), (0.999, False)])
+def test_images_stay_in_memory_if_all_fit_in_the_cache(mixed, factor, in_memory):
+    train = load("folder", mixed, cache_gb=factor * 12 * 3 * 64 * 64 / 1e9).train
+    assert (train.pixels is not None) == in_memory
+
+
+@pytest.mark.parametrize("cache_gb", [4.0, 1e-9], ids=["memory", "disk"])
+def test_take_keeps_pixels_paths_and_labels_together(mixed, cache_gb):
+    images, index = load("folder", mixed, cache_gb=cache_gb).train, torch.tensor([7, 0, 3])
+    some = images.take(index)
+    assert len(some) == 3 and some.side == images.side and torch.equal(some.labels, images.labels[index])
+    pixels, _ = next(some.batches(torch.arange(3), 3, CPU, workers=0))
+    whole, _ = next(images.batches(index, 3, CPU, workers=0))
+    assert torch.equal(pixels, whole)
+
+
+def test_moving_a_dataset_keeps_train_and_labelled_one(mixed):
+    found = load("folder", mixed).to(CPU)
+    assert found.labelled is found.train and found.test is None  # this folder has no test set
+    found = data.Dataset(found.train, found.train, found.train.take(torch.tensor([0])), found.classes).to(CPU)
+    assert found.labelled is found.train and len(found.test) == 1
+
+
+# -------------------------------------------------------------------------------------------------------- subset, holdout
+
+
+@pytest.fixture
+def few_shapes(monkeypatch):
+    """The drawn dataset with 100 training and 20 test images."""
+    draw = shapes.draw
+    monkeypatch.setattr(shapes, "draw", lambda count, seed, **options: draw(count // 100, seed, size=8, **options))
+
+
+def rows(images):
+    return {image.numpy().tobytes() for image in images.pixels}
+
+
+def test_the_drawn_set_has_a_train_and_a_test_half_that_differ(few_shapes):
+    found = load("shapes")
+    assert found.labelled is found.train and found.classes == shapes.CLASSES
+    assert len(found.train) == 100 and len(found.test) == 20 and not rows(found.train) & rows(found.test)
+    assert len(rows(load("shapes-textured").train) & rows(found.train)) == 0
+
+
+@pytest.mark.parametrize("subset, holdout, left", [(30, 0, 30), (0, 25, 75), (30, 25, 30), (75, 25, 75), (100, 0, 100)])
+def test_subset_and_holdout_are_apart_and_the_same_every_time(few_shapes, subset, holdout, left):
+    whole = load("shapes")
+    found, again = (load("shapes", subset=subset, holdout=holdout) for _ in range(2))
+    assert len(found.train) == left and found.labelled is found.train
+    assert len(found.test) == (holdout or len(whole.test))
+    assert torch.equal(found.train.pixels, again.train.pixels) and torch.equal(found.test.pixels, again.test.pixels)
+    label = {image.numpy().tobytes(): y for image, y in zip(whole.train.pixels, whole.train.labels.tolist())}
+    assert [label[image.numpy().tobytes()] for image in found.train.pixels] == found.train.labels.tolist()
+    if holdout:
+        assert not rows(found.train) & rows(found.test) and rows(found.test) <= rows(whole.train)
+
+
+def test_the_holdout_does_not_depend_on_the_subset(few_shapes):
+    sets = [rows(load("shapes", subset=subset, holdout=20).test) for subset in (0, 10, 80)]
+    assert sets[0] == sets[1] == sets[2]
+
+
+@pytest.mark.parametrize("subset, holdout", [(101, 0), (0, 101), (60, 41), (-1, 0), (0, -1), (0, 100)])
+def test_more_than_there_is_cannot_be_taken(few_shapes, subset, holdout):
+    with pytest.raises(UserError, match=f"--subset {subset} and --holdout {holdout}.* 100 "):
+        load("shapes", subset=subset, holdout=holdout)
+
+
+def test_a_holdout_that_leaves_no_image_of_a_folder_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="--holdout 24"):
+        load("folder", classes(tmp_path, 10), holdout=24)
+
+
+def test_a_folder_without_labels_has_a_subset_but_no_holdout(tmp_path):
+    for i in range(6):
+        save(tmp_path / f"{i}.png")
+    assert len(load("folder", tmp_path, subset=4).train) == 4
+    with pytest.raises(UserError, match="--holdout needs labels"):
+        load("folder", tmp_path, holdout=2)
+
+
+def test_subset_of_a_folder_is_taken_before_it_is_read(tmp_path, monkeypatch):
+    classes(tmp_path, 10)
+    read = []
+    original = data.decode
+    monkeypatch.setattr(data, "decode", lambda path, side: read.append(path) or original(path, side))
+    found = load("folder", tmp_path, subset=5, holdout=4)
+    assert len(found.train) == 5 and len(found.test) == 4 and len(read) == 9
+    assert torch.equal(found.train.labels, colours_of(found.train))
+    assert torch.equal(found.test.labels, colours_of(found.test))
+
+
+# -------------------------------------------------------------------------------------------------------------- downloads
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """torchvision's downloads fail as they do without a network; nothing is asked of the real one."""
+
+    def fail(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", fail)  # every request of torchvision goes through it
+
+
+@pytest.mark.parametrize(
+    "name, files",
+    [("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python"), ("stl10", "stl10_binary")],
+)
+@pytest.mark.parametrize("place", ["data", "new/data"])
+def test_without_a_network_the_files_to_provide_are_named_and_nothing_is_left(tmp_path, offline, name, files, place):
+    with pytest.raises(
+        UserError, match=f"--dataset {name}: cannot download.*no network.*{files}.*--data-dir"
+    ) as caught:
+        load(name, tmp_path / place)
+    assert str(tmp_path / place) in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("inside", [[], ["notes.txt"]])
+def test_without_a_network_a_folder_that_was_there_stays(tmp_path, offline, inside):
+    for name in inside:
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match="cannot download"):
+        load("cifar10", tmp_path)
+    assert tmp_path.is_dir() and [path.name for path in tmp_path.iterdir()] == inside
+
+
+@pytest.mark.parametrize("name, kind", [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100")])
+def test_cifar_is_read_as_channels_first_with_its_labels(tmp_path, monkeypatch, name, kind):
+    rng = np.random.default_rng(0)
+    made = {train: rng.integers(0, 256, (12 if train else 5, 32, 32, 3), dtype=np.uint8) for train in (True, False)}
+
+    class Fake:
+        classes = ["cat", "dog", "frog"]
+
+        def __init__(self, root, train, download):
+            assert Path(root) == tmp_path and download
+            self.data, self.targets = made[train], [i % 3 for i in range(len(made[train]))]
+
+    monkeypatch.setattr(torchvision.datasets, kind, Fake)
+    found = load(name, tmp_path)
+    assert found.classes == ("cat", "dog", "frog") and found.labelled is found.train
+    for part, array in ((found.train, made[True]), (found.test, made[False])):
+        assert np.array_equal(part.pixels.numpy(), array.transpose(0, 3, 1, 2)) and part.side == 32
+        assert part.labels.dtype == torch.long and part.labels.tolist() == [i % 3 for i in range(len(array))]
+
+
+@pytest.fixture
+def fake_stl10(monkeypatch):
+    rng = np.random.default_rng(0)
+    count = {"unlabeled": 20, "train": 8, "test": 6}
+    made = {split: rng.integers(0, 256, (n, 3, 96, 96), dtype=np.uint8) for split, n in count.items()}
+
+    class Fake:
+        classes = ["bird", "ship"]
+
+        def __init__(self, root, split, download):
+            self.data = made[split]
+            labels = np.arange(count[split]) % 2
+            self.labels = np.full(count[split], -1) if split == "unlabeled" else labels.astype(np.uint8)
+
+    monkeypatch.setattr(torchvision.datasets, "STL10", Fake)
+    return made
+
+
+def test_stl10_pretrains_on_its_unlabelled_split_and_is_evaluated_on_the_others(tmp_path, fake_stl10):
+    found = load("stl10", tmp_path, size=96)
+    assert found.train.labels is None and found.classes == ("bird", "ship")
+    for part, split in ((found.train, "unlabeled"), (found.labelled, "train"), (found.test, "test")):
+        assert np.array_equal(part.pixels.numpy(), fake_stl10[split]) and part.side == 96
+    assert found.labelled.labels.tolist() == [0, 1] * 4 and found.test.labels.dtype == torch.long
+
+
+def test_a_subset_of_stl10_leaves_its_labelled_images_alone(tmp_path, fake_stl10):
+    found = load("stl10", tmp_path, subset=7)
+    assert (len(found.train), len(found.labelled), len(found.test)) == (7, 8, 6)
+    with pytest.raises(UserError, match="--holdout needs labels"):
+        load("stl10", tmp_path, holdout=3)
+
+
+# ------------------------------------------------------------------------------------------------------------------ shapes
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return shapes.draw(2000, seed=3, size=16)
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_shapes_are_bytes_of_the_size_asked_for(size):
+    images, labels = shapes.draw(23, size=size)
+    assert images.shape == (23, 3, size, size) and images.dtype == np.uint8
+    assert labels.shape == (23,) and labels.dtype == np.int64
+
+
+@pytest.mark.parametrize("textured", [False, True])
+def test_shapes_depend_on_the_seed_and_on_nothing_else(textured):
+    np.random.seed(1)
+    first = shapes.draw(20, seed=5, size=16, textured=textured)
+    np.random.seed(2)
+    again, other = (shapes.draw(20, seed=seed, size=16, textured=textured) for seed in (5, 6))
+    assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
+    assert not np.array_equal(first[1], other[1])
+    assert not (first[0] == other[0]).all((1, 2, 3)).any()
+
+
+def test_classes_are_equally_frequent_and_no_image_comes_twice(drawn):
+    images, labels = drawn
+    assert np.bincount(labels).tolist() == [200] * len(shapes.CLASSES)
+    assert len({image.tobytes() for image in images}) == len(images)
+    counts = np.bincount(shapes.draw(37, size=8)[1], minlength=10)
+    assert counts.max() - counts.min() == 1
+    assert (np.diff(labels) == 0).mean() < 0.2, "classes come in mixed order"
+
+
+def ink_of(images):
+    """Where an image differs from its corner, which is background: (N, H, W)."""
+    return np.abs(images - images[:, :, :1, :1].astype(int)).max(1) > 60
+
+
+def test_colours_say_nothing_about_the_class(drawn):
+    images, labels = drawn
+    ink = ink_of(images)[:, None]
+    of_ink = (images * ink).sum((2, 3)) / ink.sum((2, 3)).clip(1)
+    for mean in (images.mean((2, 3)), images[:, :, 0, 0], of_ink):  # (N, 3) each
+        each = np.stack([mean[labels == c].mean(0) for c in range(10)])  # (10, 3)
+        assert np.abs(each - mean.mean(0)).max() < 4 * mean.std(0).max() / 200**0.5  # four standard errors
+
+
+def test_the_shape_is_there_to_see(drawn):
+    """The share of an image that is not background depends on the class, as colours do not."""
+    images, labels = drawn
+    ink = ink_of(images).mean((1, 2))  # (N,)
+    each = {name: ink[labels == c].mean() for c, name in enumerate(shapes.CLASSES)}
+    assert each["bar"] < each["ring"] < each["square"]
+
+
+def test_textures_roughen_the_background_and_each_image_has_its_own():
+    plain, labels = shapes.draw(100, seed=4)
+    textured, same = shapes.draw(100, seed=4, textured=True)
+    assert np.array_equal(labels, same)
+    corner, rough = (images[:, :, :6, :6].astype(float).std((2, 3)).mean(1) for images in (plain, textured))
+    assert np.median(rough) > 2 * np.median(corner)
+    pattern = textured.reshape(100, 3, -1) - textured.reshape(100, 3, -1).mean(2, keepdims=True)
+    pattern = pattern.reshape(100, -1) / np.linalg.norm(pattern.reshape(100, -1), axis=1, keepdims=True)
+    assert np.abs(pattern @ pattern.T - np.eye(100)).max() < 0.7
