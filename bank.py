@@ -86,7 +86,7 @@ class MemoryBank(nn.Module):
     def sample(self, index: Tensor, negatives: int, generator: torch.Generator | None = None) -> Tensor:
         """Columns (M,) for a sampled softmax: the batch's own rows once each, then K others, none drawn twice.
 
-        Drawn on the bank's device, without a Python loop. The original NPID code draws negatives among all rows, so an
+        Drawn on the bank's device (where `generator` must live too), without a Python loop. The original NPID code draws negatives among all rows, so an
         image can meet its own row as a negative; here it cannot. Raises ValueError if fewer than K others exist.
         """
         own = index.unique()
@@ -161,8 +161,6 @@ class MemoryBank(nn.Module):
         size, dim = self.weight.shape
         if z.ndim != 2 or z.shape[1] != dim or index.shape != z.shape[:1]:
             raise ValueError(f"expected z (B, {dim}) and index (B,), got {tuple(z.shape)} and {tuple(index.shape)}")
-        if z.device.type != "cpu":
-            return  # reading a value back would stall an accelerator's queue in every step; train.py watches the loss
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
             raise ValueError(f"index must lie in [0, {size - 1}], got {int(index.min())} to {int(index.max())}")
         if not torch.isfinite(z).all():

@@ -13,8 +13,10 @@ from models import ARCHITECTURES, RESNETS, pick_device
 from runs import read_checkpoint
 
 POSITIVE = "size layers hidden dim epochs temperature kl_temperature lr crop_min cache_gb".split()
-NOT_NEGATIVE = "subset holdout width eval_size negatives lam cutmix weight_decay warmup knn_every workers seed".split()
-SHARES = "momentum sgd_momentum crop_min blur".split()
+NOT_NEGATIVE = (
+    "subset holdout width eval_size negatives lam jitter cutmix weight_decay warmup knn_every workers".split()
+)
+SHARES = "momentum sgd_momentum crop_min jitter_p gray blur power".split()
 
 
 def option(default, help, choices=None):
@@ -45,7 +47,11 @@ class Config:
     kl_temperature: float = option(1.0, "T of SqrtKL's softmax")
     kl_direction: str = option("p||u", "KL(P||u) or KL(u||P)", DIRECTIONS)
     kl_detach: bool = option(True, "hold u constant in SqrtKL")
+    power: float = option(0.5, "exponent of P in SqrtKL's u, in [0, 1]")
     crop_min: float = option(0.2, "smallest area of a crop, as a share of the image")
+    jitter: float = option(0.4, "strength of brightness, contrast and saturation jitter; hue has a quarter of it")
+    jitter_p: float = option(0.8, "probability of the colour jitter")
+    gray: float = option(0.2, "probability of a greyscale view")
     blur: float = option(0.0, "probability of a Gaussian blur")
     cutmix: float = option(0.0, "alpha of CutMix (0: off)")
     epochs: int = option(30, "passes over the training images")
@@ -67,6 +73,9 @@ class Config:
     def folder(self) -> Path:
         return Path(self.out or f"runs/{self.dataset}")
 
+    def jitter_strengths(self) -> tuple[float, float, float, float]:
+        return self.jitter, self.jitter, self.jitter, self.jitter / 4
+
     def check(self) -> None:
         """Raises UserError, naming the flag, for values that no dataset could make right."""
         for f in fields(self):
@@ -86,10 +95,13 @@ class Config:
                 raise UserError(f"{flag(name)} must lie in [0, 1], not {getattr(self, name)}")
         if self.batch_size < 2:
             raise UserError(f"--batch-size must be at least 2 (BatchNorm needs two images), not {self.batch_size}")
-        try:
-            pick_device(self.device)
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"--device: {error}") from error
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed must lie in [0, 2^63), not {self.seed}")
+        if self.arch == "vit_tiny" and self.eval_size not in (0, self.size):
+            raise UserError(f"--eval-size: vit_tiny knows one side only, its --size {self.size}, not {self.eval_size}")
+        if self.jitter > 1:
+            raise UserError(f"--jitter must lie in [0, 1], not {self.jitter}")
+        check_device(self.device)
         if self.width and self.arch not in RESNETS:
             raise UserError(f"--width is an option of {', '.join(RESNETS)}, not of {self.arch}")
 
@@ -103,11 +115,25 @@ RECIPES = {
         epochs=200, batch_size=512, lr=1.0, sgd_momentum=0.9, weight_decay=1e-4, warmup=0.0,
     ),
 }  # fmt: skip
-# What a run may go on with changed, because its result does not depend on it.
+# What may change when a run goes on: where things are and how fast they run.
 FREE_ON_RESUME = {"out", "data_dir", "knn_every", "device", "compile", "workers", "cache_gb"}
 
 
 # --------------------------------------------------------------------------------------------------------- command line
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose complaints are one line, like all others."""
+
+    def error(self, message: str):
+        raise UserError(message)
+
+
+def check_device(name: str) -> None:
+    try:
+        pick_device(name)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"--device: {error}") from error
 
 
 def flag(name: str) -> str:
@@ -116,9 +142,9 @@ def flag(name: str) -> str:
 
 def parse(argv: list[str] | None, description: str) -> tuple[Config, dict | None]:
     """The configuration that a command line asks for, and the checkpoint to resume from, if any."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = Parser(description=description, allow_abbrev=False)
     start = "settings to start from; other flags override them"
-    parser.add_argument("--recipe", default="laptop", choices=RECIPES, help=start)
+    parser.add_argument("--recipe", choices=RECIPES, help=f"{start} [laptop]")
     parser.add_argument("--resume", default="", metavar="FILE_OR_RUN", help="go on with a run that stopped")
     parser.add_argument("--overwrite", action="store_true", help="start anew where --out holds a run already")
     for f in fields(Config):
@@ -130,22 +156,35 @@ def parse(argv: list[str] | None, description: str) -> tuple[Config, dict | None
         parser.add_argument(flag(f.name), default=argparse.SUPPRESS, help=text, **extra)
     given = vars(parser.parse_args(argv))
     recipe, resume, overwrite = given.pop("recipe"), given.pop("resume"), given.pop("overwrite")
-    if not resume:
-        config = Config(**(RECIPES[recipe] | given))
-        config.check()
-        last = config.folder() / "last.pt"
-        if last.exists() and not overwrite:
-            advice = f"--resume {last.parent} goes on with it, --out starts elsewhere, --overwrite anew"
-            raise UserError(f"{last.parent} holds a run: {advice}")
-        return config, None
-    checkpoint = read_checkpoint(resume)
+    if resume:
+        if recipe or overwrite:
+            raise UserError("--resume goes on with the run as it is: leave out --recipe and --overwrite")
+        return _resumed(resume, given)
+    config = Config(**(RECIPES[recipe or "laptop"] | given))
+    config.check()
+    refuse_to_replace(config.folder(), overwrite)
+    return config, None
+
+
+def refuse_to_replace(folder: Path, overwrite: bool = False) -> None:
+    if (folder / "last.pt").exists() and not overwrite:
+        advice = f"--resume {folder} goes on with it, --out starts elsewhere, --overwrite anew"
+        raise UserError(f"{folder} holds a run: {advice}")
+
+
+def _resumed(place: str, given: dict) -> tuple[Config, dict]:
+    """The configuration stored in a checkpoint, with what may change changed; it goes on in the folder it lies in."""
+    checkpoint = read_checkpoint(place)
     try:
         before = Config(**checkpoint["config"])
     except TypeError as error:
-        raise UserError(f"--resume {resume}: written by another version of this code ({error})") from error
+        raise UserError(f"--resume {place}: written by another version of this code ({error})") from error
     for name, value in given.items():
-        if name not in FREE_ON_RESUME and value != getattr(before, name):
-            had = getattr(before, name)
-            raise UserError(f"--resume {resume}: the run has {flag(name)} {had}, it cannot go on with {value}")
-    place = {} if Path(resume).is_file() and "out" not in given else {"out": given.get("out", resume)}
-    return replace(before, **(given | place)), checkpoint
+        had = getattr(before, name)
+        if name not in FREE_ON_RESUME and value != had:
+            raise UserError(f"--resume {place}: the run has {flag(name)} {had}, it cannot go on with {value}")
+    home = Path(place) if Path(place).is_dir() else Path(place).parent
+    config = replace(before, **({"out": str(home)} | given))
+    if config.folder() != home:
+        refuse_to_replace(config.folder())
+    return config, checkpoint

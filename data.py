@@ -12,6 +12,7 @@ An image is a row of the memory bank, so what cannot be read is found and left o
 """
 
 import os
+import signal
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -49,6 +50,7 @@ class Images:
     paths: list[Path] | None = None
     labels: Tensor | None = None
     side: int = 0  # S
+    workers: int = 2  # processes that decode, for images read from disk
 
     def __len__(self) -> int:
         return len(self.paths if self.pixels is None else self.pixels)
@@ -63,15 +65,17 @@ class Images:
 
     def to(self, device: torch.device) -> "Images":
         """Move pixels in memory to the device if they take less than half of what is free there."""
-        if self.pixels is None or (device.type == "cuda" and self.pixels.nbytes > torch.cuda.mem_get_info()[0] / 2):
+        if self.pixels is None or (
+            device.type == "cuda" and self.pixels.nbytes > torch.cuda.mem_get_info(device)[0] / 2
+        ):
             return self
         return replace(self, pixels=self.pixels.to(device))
 
-    def batches(self, order: Tensor, batch_size: int, device: torch.device, workers: int = 2):
+    def batches(self, order: Tensor, batch_size: int, device: torch.device):
         """Yields (pixels uint8 (B, 3, S, S), index (B,) long) on the device, in the given order.
 
-        Where batch_size does not divide the images, batches are larger by a few rather than the last one small:
-        BatchNorm refuses a batch of one.
+        Where batch_size does not divide the images, the rest is shared out among the batches instead of making a small
+        one: BatchNorm refuses a batch of one.
         """
         parts = order.tensor_split(max(1, len(order) // batch_size))
         if self.pixels is not None:
@@ -80,8 +84,14 @@ class Images:
         else:
             files = _Files(self.paths, self.side)
             batches = [part.tolist() for part in parts]
-            for pixels, index in torch.utils.data.DataLoader(files, batch_sampler=batches, num_workers=workers):
+            for pixels, index in torch.utils.data.DataLoader(
+                files, batch_sampler=batches, num_workers=self.workers, worker_init_fn=_leave_ctrl_c_to_the_main_process
+            ):
                 yield pixels.to(device), index.to(device)
+
+
+def _leave_ctrl_c_to_the_main_process(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Files(torch.utils.data.Dataset):
@@ -114,12 +124,14 @@ def load(
     subset: int = 0,
     holdout: int = 0,
     cache_gb: float = 4.0,
+    workers: int = 2,
 ) -> Dataset:
     """A dataset by name, ready to train on.
 
     size is the side of the views in pixels, from which the side that large images are reduced to follows; subset keeps
     that many training images (0: all), holdout takes that many others of them as the test set, for choosing settings
-    without looking at the real one. Both are the same images for every seed. Raises UserError, naming the option or file.
+    without looking at the real one; both are the same images for every seed. Decoded images are kept in memory up to
+    cache_gb, and read from disk by as many processes as workers beyond. Raises UserError, naming the option or file.
     """
     if name in ("shapes", "shapes-textured"):
         train, test = (_drawn(n, seed, name == "shapes-textured") for n, seed in ((10_000, 0), (2_000, 1)))
@@ -132,7 +144,7 @@ def load(
         raise UserError(f"--dataset: unknown {name!r}, choose from {', '.join(DATASETS)}")
     found = _split(found, subset, holdout)
     if found.train.pixels is None:
-        found = _decode_all(found, size, cache_gb)
+        found = _decode_all(found, size, cache_gb, workers)
     return found
 
 
@@ -242,7 +254,7 @@ def decode(path: Path, side: int) -> np.ndarray:
         return np.asarray(image).transpose(2, 0, 1).copy()
 
 
-def _decode_all(found: Dataset, size: int, cache_gb: float) -> Dataset:
+def _decode_all(found: Dataset, size: int, cache_gb: float, workers: int) -> Dataset:
     """Decode every file once: kept in memory if all fit in cache_gb, checked and left on disk otherwise."""
     parts = [found.train] + ([found.test] if found.test else [])
     side = _choose_side(found.train.paths, size)
@@ -252,7 +264,7 @@ def _decode_all(found: Dataset, size: int, cache_gb: float) -> Dataset:
     with tqdm(total=total, desc="reading images", unit="image", disable=total < 2000) as bar:
         for part in parts:
             part, unreadable = _decode_part(part, side, in_memory, bar)
-            done.append(part)
+            done.append(replace(part, workers=workers))
             bad += unreadable
     if bad:
         named = ", ".join(map(str, bad[:5])) + (" …" if bad[5:] else "")

@@ -26,9 +26,10 @@ from tqdm import tqdm
 
 import data
 from augment import Augment, plain
+from config import Parser, check_device
 from data import Dataset, Images, UserError
-from models import Encoder, autocast, pick_device, pick_precision
-from runs import new_encoder, read_checkpoint, save_whole
+from models import Encoder, pick_device, pick_precision
+from runs import new_encoder, read_checkpoint, save_tensors, save_text
 
 STRENGTHS = (1e-1, 3e-2, 1e-2, 1e-3)  # L2 penalties a probe chooses from, by a tenth of its training features
 
@@ -49,15 +50,14 @@ def eval_side(config: dict, images: Images) -> int:
 
 
 @torch.no_grad()
-def extract(encoder: Encoder, images: Images, size: int, device, precision: str = "fp32", quiet: bool = True) -> Tensor:
+def extract(encoder: Encoder, images: Images, size: int, device, quiet: bool = True) -> Tensor:
     """Frozen features (N, F) float32 on the CPU: the backbone in evaluation mode on the whole image at `size`."""
     was_training = encoder.training
     encoder.eval()
     features = []
     with tqdm(total=len(images), desc="features", unit=" images", unit_scale=True, leave=False, disable=quiet) as bar:
         for pixels, index in images.batches(torch.arange(len(images)), 500, device):
-            with autocast(device, precision):
-                features.append(encoder.features(plain(pixels, size)).float().cpu())  # (B, F)
+            features.append(encoder.features(plain(pixels, size)).cpu())  # (B, F)
             bar.update(len(index))
     encoder.train(was_training)
     return torch.cat(features)
@@ -73,13 +73,21 @@ def raw_pixels(images: Images, size: int) -> Tensor:
 def settle_batchnorm(encoder: Encoder, images: Images, size: int, device, count: int = 2000) -> None:
     """Give an untrained encoder's BatchNorm layers the statistics of the images, the only fair start for a control."""
     norms = [m for m in encoder.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain average over the batches
     encoder.train()
-    for pixels, _ in images.batches(torch.arange(min(count, len(images))), 250, device):
+    for pixels, _ in images.batches(some(images, count), 250, device):
         encoder.features(plain(pixels, size))
     encoder.eval()
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+
+
+def some(images: Images, count: int) -> Tensor:
+    """Indices of at most `count` images, always the same; at random, since folders list one class after the other."""
+    return torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
 
 
 # ---------------------------------------------------------------------------------------------------------------- probes
@@ -104,24 +112,27 @@ def linear_probe(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> 
     """
     mean, std = train.mean(0), train.std(0).clamp(min=1e-6)
     train, test = (train - mean) / std, (test - mean) / std
+    classes = int(labels.max()) + 1
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     held, kept = order[: len(train) // 10], order[len(train) // 10 :]
     strength, head = STRENGTHS[2], None
     if len(held) >= 10:
         scores = {}
         for candidate in STRENGTHS:  # strongest first, each fit starting from the one before
-            head = _fit(train[kept], labels[kept], candidate, head)
+            head = _fit(train[kept], labels[kept], classes, candidate, head)
             scores[candidate] = _accuracy(head, train[held], labels[held])
         strength = max(scores, key=scores.__getitem__)
-    return _accuracy(_fit(train, labels, strength, head), test, truth)
+    return _accuracy(_fit(train, labels, classes, strength, head), test, truth)
 
 
-def _fit(x: Tensor, y: Tensor, strength: float, start: nn.Linear | None = None) -> nn.Linear:
+def _fit(x: Tensor, y: Tensor, classes: int, strength: float, start: nn.Linear | None = None) -> nn.Linear:
     """Minimise cross-entropy + strength / 2 ‖weight‖² over (x, y) from `start`, or from zero."""
-    head = nn.Linear(x.shape[1], int(y.max()) + 1 if start is None else start.out_features)
-    with torch.no_grad():
-        for parameter, value in zip(head.parameters(), start.parameters() if start else (0, 0)):
-            parameter.copy_(torch.as_tensor(value))
+    head = nn.Linear(x.shape[1], classes)
+    if start is None:
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+    else:
+        head.load_state_dict(start.state_dict())
     solver = torch.optim.LBFGS(head.parameters(), max_iter=50, tolerance_change=1e-6, line_search_fn="strong_wolfe")
 
     def closure():
@@ -155,7 +166,7 @@ def few_labels(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, share
 
 
 def train_head(
-    encoder: Encoder, dataset: Dataset, size: int, device, precision: str, epochs: int, finetune: bool, seed: int = 0
+    encoder: Encoder, dataset: Dataset, size: int, device, epochs: int, finetune: bool, seed: int = 0
 ) -> float:
     """Train a linear classifier on augmented views (random crop and flip); with finetune the backbone too.
 
@@ -181,28 +192,28 @@ def train_head(
     with tqdm(total=epochs * per_epoch * batch, desc=name, unit=" images", unit_scale=True, leave=False) as bar:
         for _ in range(epochs):
             for pixels, index in dataset.labelled.batches(torch.randperm(count)[: per_epoch * batch], batch, device):
-                with torch.set_grad_enabled(finetune), autocast(device, precision):
+                with torch.set_grad_enabled(finetune):
                     features = encoder.features(augment(pixels))  # (B, F)
-                loss = F.cross_entropy(head(features.float()), labels[index])
+                loss = F.cross_entropy(head(features), labels[index])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
                 bar.update(batch)
     head.eval()
-    features = extract(encoder, dataset.test, size, device, precision).to(device)
+    features = extract(encoder, dataset.test, size, device).to(device)
     return _accuracy(head, features, dataset.test.labels.to(device))
 
 
 # -------------------------------------------------------------------------------------------------------- all of it, once
 
 
-def knn_monitor(encoder: Encoder, dataset: Dataset, config: dict, device, precision: str, k: int = 20) -> float:
+def knn_monitor(encoder: Encoder, dataset: Dataset, config: dict, device, k: int = 20) -> float:
     """kNN on at most 5 000 training and 1 000 test images, for the progress of a run; never a result to report."""
     size, measured = eval_side(config, dataset.test), []
     for images, most in ((dataset.labelled, 5000), (dataset.test, 1000)):
-        part = images.take(torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:most])
-        measured += [extract(encoder, part, size, device, precision), part.labels.cpu()]
+        part = images.take(some(images, most))
+        measured += [extract(encoder, part, size, device), part.labels.cpu()]
     return knn(*measured, k)
 
 
@@ -224,12 +235,13 @@ def evaluate(
     """
     config = checkpoint["config"]
     device = pick_device(device)
-    precision = pick_precision("auto", device)
     if not dataset.labelled or not dataset.test:
         raise UserError(
             "no labels to evaluate with: name labelled images, --dataset cifar10 or --dataset folder --data-dir DIR"
         )
     size = size or eval_side(config, dataset.test)
+    if config["arch"] == "vit_tiny" and size != config["size"]:
+        raise UserError(f"vit_tiny knows the side it was trained at only: --size {config['size']}, not {size}")
     dataset = dataset.to(device)
     labels, truth = dataset.labelled.labels.cpu(), dataset.test.labels.cpu()
     trained = new_encoder(config)
@@ -242,11 +254,10 @@ def evaluate(
             train, test = raw_pixels(dataset.labelled, size), raw_pixels(dataset.test, size)
         else:
             encoder.to(device, memory_format=torch.channels_last)
+            encoder.precision = pick_precision("auto", device)
             if name == "untrained":
                 settle_batchnorm(encoder, dataset.labelled, size, device)
-            train, test = (
-                extract(encoder, part, size, device, precision, quiet) for part in (dataset.labelled, dataset.test)
-            )
+            train, test = (extract(encoder, part, size, device, quiet) for part in (dataset.labelled, dataset.test))
         row = {"knn": knn(train, labels, test, truth, k), "linear": linear_probe(train, labels, test, truth)}
         if "few_labels" in slow:
             for percent in (1, 10):
@@ -256,7 +267,7 @@ def evaluate(
         for protocol in ("augmented", "finetune"):
             if protocol in slow and encoder is not None:
                 finetune = protocol == "finetune"
-                row[protocol] = train_head(encoder, dataset, size, device, precision, epochs, finetune)
+                row[protocol] = train_head(encoder, dataset, size, device, epochs, finetune)
         results[name] = row
     return results
 
@@ -286,27 +297,21 @@ def hardware(device: str = "auto") -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        models = [
-            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line[:10] == "model name"
-        ]
-        name = models[0] if models else name
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].split(":", 1)[1].strip() if lines else name
     return f"{name}, {os.cpu_count()} cores"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("run", metavar="RUN_OR_CHECKPOINT", help="a run's folder, or a checkpoint file")
     parser.add_argument("--dataset", choices=data.DATASETS, help="images to evaluate on [the run's own]")
     parser.add_argument("--data-dir", help="where they lie [as in the run]")
     parser.add_argument("--subset", type=int, help="labelled training images to use, 0 for all [as in the run]")
-    parser.add_argument(
-        "--holdout", type=int, help="test on this many training images instead of the test set [as in the run]"
-    )
+    parser.add_argument("--holdout", type=int, help="test on this many held-out training images [as in the run]")
     parser.add_argument("--size", type=int, default=0, help="side of the images in pixels [the run's]")
     parser.add_argument("--k", type=int, default=200, help="neighbours of kNN [200]")
-    parser.add_argument(
-        "--few-labels", action="store_true", help="add the linear probe with 1 %% and 10 %% of the labels"
-    )
+    parser.add_argument("--few-labels", action="store_true", help="add linear probes with 1 %% and 10 %% of the labels")
     parser.add_argument("--augmented", action="store_true", help="add a linear probe trained on augmented views (slow)")
     parser.add_argument("--finetune", action="store_true", help="add fine-tuning of the whole network (slowest)")
     parser.add_argument("--epochs", type=int, default=20, help="epochs of --augmented and --finetune [20]")
@@ -317,51 +322,52 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def load_for(checkpoint: dict, args: argparse.Namespace) -> Dataset:
-    """The run's own dataset, or the one the command line names."""
+    """The run's own dataset, or the one the command line names; only its own inherits --subset and --holdout."""
     config = checkpoint["config"]
-    own = args.dataset in (None, config["dataset"]) and args.data_dir in (None, config["data_dir"])
-    choose = lambda given, inherited, otherwise: given if given is not None else inherited if own else otherwise  # noqa: E731
-    return data.load(
-        args.dataset or config["dataset"],
-        args.data_dir or config["data_dir"],
-        args.size or config["size"],
-        choose(args.subset, config["subset"], 0),
-        choose(args.holdout, config["holdout"], 0),
-    )
+    name, place = args.dataset or config["dataset"], args.data_dir or config["data_dir"]
+    own = name == config["dataset"] and (name != "folder" or place == config["data_dir"])
+    inherited = config if own else {"subset": 0, "holdout": 0}
+    subset = inherited["subset"] if args.subset is None else args.subset
+    holdout = inherited["holdout"] if args.holdout is None else args.holdout
+    return data.load(name, place, args.size or config["size"], subset, holdout, config["cache_gb"], config["workers"])
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
-    try:
-        checkpoint = read_checkpoint(args.run)
-        if args.export:
-            encoder = new_encoder(checkpoint["config"])
-            encoder.load_state_dict(checkpoint["encoder"])
-            save_whole(encoder.backbone.state_dict(), args.export, "--export")
-            print(f"{args.export}: the {checkpoint['config']['arch']} backbone, a plain state_dict")
-            return 0
-        if args.k < 1 or args.epochs < 1 or args.size < 0:
-            raise UserError("--k and --epochs must be at least 1, and --size not negative")
-        if args.json and not args.json.parent.is_dir():
-            raise UserError(f"--json {args.json}: the folder {args.json.parent} does not exist")
-        try:
-            pick_device(args.device)
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"--device: {error}") from error
-        slow = tuple(name for name in ("few_labels", "augmented", "finetune") if getattr(args, name))
-        started = time.perf_counter()
-        dataset = load_for(checkpoint, args)
-        results = evaluate(checkpoint, dataset, args.size, args.device, args.k, slow, args.epochs)
-    except UserError as error:
-        print(f"eval_linear.py: {error}", file=sys.stderr)
-        return 2
-    print(
-        f"{len(dataset.labelled)} labelled and {len(dataset.test)} test images, {time.perf_counter() - started:.0f} s"
-    )
+def run(args: argparse.Namespace) -> None:
+    checkpoint = read_checkpoint(args.run)
+    if args.export:
+        encoder = new_encoder(checkpoint["config"])
+        encoder.load_state_dict(checkpoint["encoder"])
+        save_tensors(encoder.backbone.state_dict(), args.export, "--export")
+        print(f"{args.export}: the {checkpoint['config']['arch']} backbone, a plain state_dict")
+        return
+    if args.k < 1 or args.epochs < 1 or args.size < 0:
+        raise UserError("--k and --epochs must be at least 1, and --size not negative")
+    if args.json and not args.json.parent.is_dir():
+        raise UserError(f"--json {args.json}: the folder {args.json.parent} does not exist")
+    if args.json and args.json.is_dir():
+        raise UserError(f"--json {args.json}: a folder; name a file in it")
+    check_device(args.device)
+    slow = tuple(name for name in ("few_labels", "augmented", "finetune") if getattr(args, name))
+    started = time.perf_counter()
+    dataset = load_for(checkpoint, args)
+    results = evaluate(checkpoint, dataset, args.size, args.device, args.k, slow, args.epochs)
+    seconds = time.perf_counter() - started
+    print(f"{len(dataset.labelled)} labelled and {len(dataset.test)} test images, {seconds:.0f} s")
     print(table(results))
     if args.json:
         note = {"run": args.run, "k": args.k, "hardware": hardware(args.device), "date": time.strftime("%Y-%m-%d")}
-        args.json.write_text(json.dumps(results | note | {"config": checkpoint["config"]}, indent=1) + "\n")
+        save_text(json.dumps(results | note | {"config": checkpoint["config"]}, indent=1) + "\n", args.json, "--json")
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        run(parse(argv))
+    except UserError as error:
+        print(f"eval_linear.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("eval_linear.py: stopped, nothing was written", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -2,8 +2,9 @@
 
     x (B, 3, H, W)  --backbone-->  features (B, F)  --projector-->  f(x) (B, D)  --normalise-->  z (B, D)
 
-The projector is for pretraining only. What one keeps, evaluates and exports is the backbone: `encoder.backbone` has
-torchvision's own parameter names, so its `state_dict()` loads into the torchvision model of the same name.
+The projector is for pretraining only. What one keeps, evaluates and exports is the backbone. It is a torchvision module
+with torchvision's parameter names, so `encoder.backbone.state_dict()` loads into torchvision's model of the same name
+(resnet10 and vit_tiny, which torchvision does not name, are built from its ResNet and VisionTransformer).
 """
 
 import torch
@@ -29,13 +30,15 @@ ARCHITECTURES = (*RESNETS, *MOBILE, "vit_tiny")
 
 
 class Encoder(nn.Module):
-    """Backbone and projector: `features(x)` gives (B, F), `forward(x)` gives unit z (B, D).
+    """Backbone and projector: `features(x)` gives (B, F), `forward(x)` gives unit z (B, D), both float32.
 
     arch is one of ARCHITECTURES; size the side of the training views in pixels (it chooses the stem, and the number of
     positions of vit_tiny); width the channels of a ResNet's first stage (None: 64 as in torchvision, and 32 for
     resnet10, the small one that torchvision has not); dim is D; layers and hidden shape the projector. Raises
     ValueError for an unknown arch or a width where it has no meaning.
     """
+
+    precision = "fp32"  # or "bf16": what the layers compute in, see `pick_precision`
 
     def __init__(self, arch="resnet18", size=32, width=None, dim=2048, layers=2, hidden=2048):
         super().__init__()
@@ -47,10 +50,16 @@ class Encoder(nn.Module):
         self.projector = build_projector(self.feature_dim, hidden, dim, layers)
 
     def features(self, x: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, F)
-        return self.backbone(x)
+        with self.autocast(x):
+            return self.backbone(x).float()
 
     def forward(self, x: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, D)
-        return F.normalize(self.projector(self.backbone(x)).float(), dim=1)  # float: a unit vector in bf16 is not one
+        with self.autocast(x):
+            f = self.projector(self.backbone(x))
+        return F.normalize(f.float(), dim=1)  # float first: a unit vector in bf16 is not one
+
+    def autocast(self, x: Tensor):
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def build_backbone(arch: str, size: int, width: int | None = None) -> nn.Module:
@@ -112,11 +121,13 @@ def build_projector(inputs: int, hidden: int, dim: int, layers: int) -> nn.Seque
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """ "auto" is CUDA, else Apple's MPS, else the CPU. Raises ValueError for a device that is not there."""
+    """The device of that name; "auto" is CUDA, else Apple's MPS, else the CPU. Raises ValueError for a device that is not there."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, present in there.items() if present)
-    if not there.get(name.split(":")[0], False):
+    kind, _, number = name.partition(":")
+    known = there.get(kind, False) and (not number or number.isdigit())
+    if not known or (kind == "cuda" and int(number or 0) >= torch.cuda.device_count()):
         raise ValueError(
             f"device {name!r} is not available here: choose from {', '.join(k for k in there if there[k])}"
         )
@@ -124,14 +135,10 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """ "auto" is bf16 where the hardware multiplies it, fp32 elsewhere: without it, bf16 was ten times slower on a CPU."""
+    """The precision of that name; "auto" is bf16 where the hardware multiplies it, fp32 elsewhere: without it, bf16 was ten times slower on a CPU."""
     if name != "auto":
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     able = torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
     return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
-
-
-def autocast(device: torch.device, precision: str):
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -6,8 +6,8 @@ loads with `torch.load(..., weights_only=True)`: plain numbers, strings and tens
 
 import json
 import os
-import pickle
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ def read_checkpoint(place: str) -> dict:
         raise UserError(f"{place}: no checkpoint there (a run's folder holds one after its first epoch)")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch's readers raise a dozen kinds for a file that is not what they expect
         raise UserError(f"{path}: damaged or not a checkpoint ({type(error).__name__})") from error
     if not isinstance(checkpoint, dict) or not {"config", "encoder", "bank"} <= checkpoint.keys():
         raise UserError(f"{path}: not a checkpoint of train.py")
@@ -37,35 +37,48 @@ def new_encoder(config: dict) -> Encoder:
     return Encoder(arch, size, width or None, *projector)
 
 
-def save_whole(content, path: Path, name: str) -> None:
-    """torch.save beside `path`, then rename: a failed or interrupted write leaves what was there before."""
+@contextmanager
+def replacing(path: Path, name: str):
+    """Yields a place beside `path` to write to. It takes the place of `path` if all went well and vanishes otherwise.
+
+    What was there before therefore survives a full disk and an interruption. Raises UserError, with `name` in front.
+    """
     part = path.with_name(path.name + ".part")
     try:
-        with open(part, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
+        yield part
         part.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        part.unlink(missing_ok=True)
-        reason, kept = str(error).splitlines()[0], "; the one before it is untouched" if path.exists() else ""
+        reason, kept = str(error).splitlines()[0], "; what was there before is untouched" if path.is_file() else ""
         raise UserError(f"{name} {path} cannot be written ({reason}): is the disk full?{kept}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def start_folder(out: Path, config: dict, history: list[dict], keep: bool) -> None:
-    """Make the folder and write what is known before the first step; without keep, an older checkpoint goes."""
+def save_tensors(content, path: Path, name: str) -> None:
+    with replacing(path, name) as part, open(part, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def save_text(text: str, path: Path, name: str) -> None:
+    with replacing(path, name) as part:
+        part.write_text(text)
+
+
+def start_folder(out: Path, config: dict, keep: bool) -> None:
+    """Make the folder and note the configuration in it; without keep, an older checkpoint goes."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not keep:
             (out / "last.pt").unlink(missing_ok=True)
-        (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        write_metrics(out, history)
     except OSError as error:
         raise UserError(f"--out {out}: cannot write there ({error.strerror})") from error
+    save_text(json.dumps(config, indent=1) + "\n", out / "config.json", "the configuration")
 
 
-def write_metrics(out: Path, history: list[dict]) -> None:
-    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
+def save_metrics(out: Path, history: list[dict]) -> None:
+    save_text("".join(json.dumps(row) + "\n" for row in history), out / "metrics.jsonl", "the metrics")
 
 
 def draw_progress(history: list[dict], path: Path) -> None:
@@ -80,7 +93,8 @@ def draw_progress(history: list[dict], path: Path) -> None:
     looks = [row for row in history if "knn" in row]
     right.plot([row["epoch"] for row in looks], [100 * row["knn"] for row in looks], "o-", color="#d55e00")
     right.set(xlabel="epoch", ylabel="kNN accuracy, %", title="what the features know of the classes")
-    figure.savefig(path, dpi=110)
+    with replacing(path, "the picture") as part:
+        figure.savefig(part, dpi=110, format="png")
     plt.close(figure)
 
 

@@ -32,8 +32,8 @@ from config import Config, parse
 from data import UserError
 from eval_linear import knn_monitor
 from loss import nce, sqrt_kl
-from models import Encoder, autocast, pick_device, pick_precision
-from runs import SignalCatcher, draw_progress, read_checkpoint, save_whole, start_folder, write_metrics
+from models import Encoder, pick_device, pick_precision
+from runs import SignalCatcher, draw_progress, new_encoder, read_checkpoint, save_metrics, save_tensors, start_folder
 
 
 class Interrupted(KeyboardInterrupt):
@@ -41,7 +41,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def learning_rate(config: Config, step: int, per_epoch: int) -> float:
-    """Linear warm-up, then a cosine to 0 at the last step."""
+    """Linear warm-up, then half a cosine that would reach 0 one step after the last."""
     warmup, total = config.warmup * per_epoch, config.epochs * per_epoch
     if step < warmup:
         return config.lr * (step + 1) / (warmup + 1)
@@ -62,28 +62,29 @@ class Pretraining:
 
     def __init__(self, config: Config, count: int, device: torch.device):
         self.config, self.device = config, device
-        self.precision = pick_precision(config.precision, device)
-        torch.manual_seed(config.seed)
         self.encoder = build_encoder(config).to(device, memory_format=torch.channels_last)
+        self.encoder.precision = pick_precision(config.precision, device)
         self.forward = torch.compile(self.encoder) if config.compile else self.encoder
         self.bank = MemoryBank(count, config.dim, config.momentum, config.bank_update, config.temperature).to(device)
         self.optimizer = torch.optim.SGD(
             self.encoder.parameters(), config.lr, config.sgd_momentum, weight_decay=config.weight_decay
         )
-        self.augment = Augment(config.size, scale=(config.crop_min, 1.0), blur_p=config.blur)
+        self.augment = Augment(
+            config.size, scale=(config.crop_min, 1.0), jitter=config.jitter_strengths(), jitter_p=config.jitter_p,
+            gray_p=config.gray, blur_p=config.blur,
+        )  # fmt: skip
 
     def init_bank(self, images: data.Images) -> None:
         """Section "feature calibrate": one pass of the untrained encoder; a random bank is left as it was made."""
         if self.config.bank_init == "forward":
-            every = torch.arange(len(images))
-            batches = images.batches(every, self.config.batch_size, self.device, self.config.workers)
-            with autocast(self.device, self.precision):
-                self.bank.init_forward(self.forward, ((self.augment(pixels), index) for pixels, index in batches))
+            batches = images.batches(torch.arange(len(images)), self.config.batch_size, self.device)
+            views = ((self.augment(pixels), index) for pixels, index in batches)
+            self.bank.init_forward(self.forward, views)
 
     def step(self, pixels: torch.Tensor, index: torch.Tensor, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
         """One step on images (B, 3, S, S) with their indices (B,): returns L_NCE and L_SqrtKL, both detached.
 
-        Raises FloatingPointError, before anything has moved, if the loss is not finite.
+        Raises FloatingPointError, before weights or bank have moved, if the loss is not finite.
         """
         c, bank = self.config, self.bank
         for group in self.optimizer.param_groups:
@@ -99,13 +100,12 @@ class Pretraining:
             soft.scatter_add_(1, target[:, None], share[:, None])
             soft.scatter_add_(1, target[partner][:, None], 1 - share[:, None])
 
-        with autocast(self.device, self.precision):
-            z = self.forward(views)  # (B, D) unit rows
+        z = self.forward(views)  # (B, D) unit rows
         similarity = bank.similarity(z, columns)  # (B, M) cosines
         l_nce = nce(similarity, target if soft is None else soft, c.temperature)
         l_kl = torch.zeros_like(l_nce)
         if c.lam:
-            l_kl = sqrt_kl(similarity, c.kl_temperature, c.kl_direction, c.kl_detach)
+            l_kl = sqrt_kl(similarity, c.kl_temperature, c.kl_direction, c.kl_detach, c.power)
         loss = l_nce + c.lam * l_kl
         if not torch.isfinite(loss):
             raise FloatingPointError
@@ -155,10 +155,14 @@ def train(config: Config, resume: dict | None = None) -> dict:
         if not all(torch.isfinite(p).all() for p in run.encoder.parameters()):
             raise diverged(config, step, per_epoch, out)
         progress = {"config": asdict(config), "step": step, "sums": sums, "seconds": seconds, "history": history}
-        save_whole(run.state() | progress, out / "last.pt", "the checkpoint")
+        save_tensors(run.state() | progress, out / "last.pt", "the checkpoint")
+        save_metrics(out, history)
 
-    start_folder(out, asdict(config) | {"precision": run.precision}, history, keep=bool(resume))
-    print(f"{config.dataset}: {count} images, {config.arch} on {device} in {run.precision}, {total} steps -> {out}")
+    start_folder(out, asdict(config) | {"precision": run.encoder.precision}, keep=bool(resume))
+    save_metrics(out, history)
+    print(
+        f"{config.dataset}: {count} images, {config.arch} on {device} in {run.encoder.precision}, {total} steps -> {out}"
+    )
     stop = SignalCatcher()
     bar = tqdm(total=total * batch, initial=step * batch, unit=" images", unit_scale=True, smoothing=0.05)
     with stop, bar:
@@ -171,7 +175,7 @@ def train(config: Config, resume: dict | None = None) -> dict:
             epoch, done = divmod(step, per_epoch)
             bar.set_description(f"epoch {epoch + 1}/{config.epochs}")
             order = epoch_order(config, epoch, count)[done * batch : per_epoch * batch]
-            for pixels, index in dataset.train.batches(order, batch, device, config.workers):
+            for pixels, index in dataset.train.batches(order, batch, device):
                 torch.manual_seed(seed_of(config.seed, "step", step))
                 lr = learning_rate(config, step, per_epoch)
                 try:
@@ -188,20 +192,19 @@ def train(config: Config, resume: dict | None = None) -> dict:
                 l_nce, l_kl = (sums / per_epoch).tolist()
                 row = {"epoch": epoch + 1, "step": step, "lr": lr, "loss": l_nce + config.lam * l_kl}
                 row |= {"nce": l_nce, "sqrt_kl": l_kl, "seconds": round(seconds, 1)}
-                due = config.knn_every and ((epoch + 1) % config.knn_every == 0 or step == total)
-                look = due and dataset.labelled and dataset.test
-                if look:
-                    row["knn"] = knn_monitor(run.encoder, dataset, asdict(config), device, run.precision)
+                due = config.knn_every and (step == total or (epoch + 1) % config.knn_every == 0)
+                if due and dataset.labelled and dataset.test:
+                    row["knn"] = knn_monitor(run.encoder, dataset, asdict(config), device)
                     bar.set_postfix(loss=f"{row['loss']:.3f}", knn=f"{row['knn']:.1%}")
                 history.append(row)
                 sums = torch.zeros(2, dtype=torch.float64)
                 save()
-                write_metrics(out, history)
-                if look or step == total:
+                if due or step == total:
                     draw_progress(history, out / "progress.png")
                 started = time.perf_counter() - seconds  # looking and saving are not training
+        if step < total:
+            save()
     if step < total:
-        save()
         message = f"stopped after step {step} of {total}, saved; go on with: python train.py --resume {out}"
         raise Interrupted(message, stop.signal)
     return history[-1] | {"out": str(out)}
@@ -209,7 +212,7 @@ def train(config: Config, resume: dict | None = None) -> dict:
 
 def load_dataset(config: Config) -> data.Dataset:
     c = config
-    dataset = data.load(c.dataset, c.data_dir, c.size, c.subset, c.holdout, c.cache_gb)
+    dataset = data.load(c.dataset, c.data_dir, c.size, c.subset, c.holdout, c.cache_gb, c.workers)
     count = len(dataset.train)
     if c.batch_size > count:
         raise UserError(f"--batch-size {c.batch_size} is larger than the dataset, which has {count} training images")
@@ -220,9 +223,8 @@ def load_dataset(config: Config) -> data.Dataset:
 
 
 def build_encoder(config: Config) -> Encoder:
-    c = config
     try:
-        return Encoder(c.arch, c.size, c.width or None, c.dim, c.layers, c.hidden)
+        return new_encoder(asdict(config))
     except (ValueError, RuntimeError) as error:
         raise UserError(f"--arch {config.arch} --size {config.size}: {error}") from error
 
@@ -253,7 +255,7 @@ def main(argv: list[str] | None = None) -> int:
         print(interrupted.args[0], file=sys.stderr)
         return 128 + interrupted.args[1]
     except KeyboardInterrupt:
-        print("stopped before the first step", file=sys.stderr)
+        print("stopped at once; what was saved before is in the run's folder", file=sys.stderr)
         return 128 + signal.SIGINT
     knn = f", kNN {result['knn']:.1%}" if "knn" in result else ""
     print(f"done in {result['seconds']:.0f} s: loss {result['loss']:.3f}{knn}")

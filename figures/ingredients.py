@@ -7,23 +7,22 @@
 kept in figures/results/ingredients-cpu.json; settings were chosen on held-out training images, not here.
 """
 
-import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from sweep import RESULTS, Config, UserError, arguments, mean_and_spread, sweep
+from sweep import Config, UserError, arguments, spread, sweep
 
 
 def points(dataset: str = "folder", data_dir: str = "data") -> dict[str, Config]:
-    """The rows of the table. From the second on, each changes the row it names in the fewest fields that say it."""
+    """The rows of the table; each differs from the one it names in one field, or in the two that its name gives."""
     base = Config(
         dataset=dataset, data_dir=data_dir, subset=5000, arch="resnet10", width=16, size=24,
         dim=512, hidden=1024, epochs=8, knn_every=0,
     )  # fmt: skip
-    npid = replace(base, bank_init="random", bank_update="npid", momentum=0.5)
+    npid = replace(base, bank_init="random", bank_update="npid")
     forward = replace(npid, bank_init="forward")
     return {
         "NPID: random bank, NPID's rule": npid,
@@ -40,19 +39,16 @@ def table(runs: list[dict]) -> str:
     """The results as a Markdown table: mean ± standard deviation over the seeds, in percent."""
     lines = ["| setting | linear | kNN (k = 200) | seeds |", "|---|---|---|---|"]
     for name in dict.fromkeys(run["name"] for run in runs):
-        cells = []
-        for figure in ("linear", "knn"):
-            mean, spread, seeds = mean_and_spread(runs, name, figure)
-            cells.append(f"{mean:.1f} ± {spread:.1f}" if seeds > 1 else f"{mean:.1f}")
-        lines.append(f"| {name} | {' | '.join(cells)} | {seeds} |")
+        seeds = sum(run["name"] == name for run in runs)
+        lines.append(f"| {name} | {spread(runs, name, 'linear')} | {spread(runs, name, 'knn')} | {seeds} |")
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = arguments(argparse.ArgumentParser(description=__doc__.split("\n")[0])).parse_args(argv)
     try:
+        args = arguments(__doc__.split("\n")[0], "ingredients-cpu.json", argv)
         rows = points(args.dataset, args.data_dir)
-        print(table(sweep(RESULTS / "ingredients-cpu.json", rows, args.seeds, args.jobs)))
+        print(table(sweep(args.results, rows, args.seeds, args.jobs, keep=args.keep)))
     except UserError as error:
         print(f"ingredients.py: {error}", file=sys.stderr)
         return 2

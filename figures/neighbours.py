@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from matplotlib import pyplot as plt
 
 from data import Dataset, UserError
-from eval_linear import eval_side, extract, load_for, pick_device, settle_batchnorm
+from eval_linear import eval_side, extract, load_for, pick_device, settle_batchnorm, some
 from eval_linear import parse as parse_eval
 from runs import new_encoder, read_checkpoint
 
@@ -37,7 +37,7 @@ def nearest(encoder, dataset: Dataset, queries: torch.Tensor, size: int, device,
 def draw(checkpoint: dict, dataset: Dataset, path: Path, rows: int = 8, k: int = 6, images: int = 5000) -> None:
     config = checkpoint["config"]
     size, device = eval_side(config, dataset.test), pick_device()
-    dataset.train = dataset.train.take(torch.arange(min(images, len(dataset.train))))
+    dataset.train = dataset.train.take(some(dataset.train, images))
     shuffled = torch.randperm(len(dataset.test), generator=torch.Generator().manual_seed(0))
     by_class = [shuffled[dataset.test.labels[shuffled] == c] for c in range(len(dataset.classes))]
     queries = torch.stack([members[0] for members in by_class if len(members)])[:rows]  # one of each class
@@ -46,7 +46,9 @@ def draw(checkpoint: dict, dataset: Dataset, path: Path, rows: int = 8, k: int =
     after.load_state_dict(checkpoint["encoder"])
     found = [nearest(encoder, dataset, queries, size, device, k) for encoder in (before, after)]
 
-    figure, axes = plt.subplots(len(queries), 2 * k + 2, figsize=(0.62 * (2 * k + 2), 0.62 * len(queries) + 0.7))
+    figure, axes = plt.subplots(
+        len(queries), 2 * k + 2, figsize=(0.62 * (2 * k + 2), 0.62 * len(queries) + 0.7), squeeze=False
+    )
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.axis("off")
@@ -67,9 +69,7 @@ def draw(checkpoint: dict, dataset: Dataset, path: Path, rows: int = 8, k: int =
 
 
 def show(axis, images, i: int, colour: str) -> None:
-    pixels = (
-        images.pixels[i] if images.pixels is not None else next(images.batches(torch.tensor([i]), 1, "cpu", 0))[0][0]
-    )
+    pixels = images.pixels[i] if images.pixels is not None else next(images.batches(torch.tensor([i]), 1, "cpu"))[0][0]
     axis.axis("on")
     axis.imshow(pixels.permute(1, 2, 0).cpu().numpy())
     for spine in axis.spines.values():
@@ -86,7 +86,8 @@ def main(argv: list[str] | None = None) -> int:
         dataset = load_for(checkpoint, parse_eval([args.run]))
         if dataset.test is None or dataset.train.labels is None:
             raise UserError(f"{args.run}: its images have no labels to mark neighbours by")
-        place = args.out or Path(args.run) / "neighbours.png"
+        home = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
+        place = args.out or home / "neighbours.png"
         draw(checkpoint, dataset, place)
     except UserError as error:
         print(f"neighbours.py: {error}", file=sys.stderr)

@@ -6,13 +6,12 @@ Each run is `python train.py --dataset folder --data-dir my_cifar10 --subset 500
 `python eval_linear.py runs/folder`; the figures are kept in figures/results/recipe-cpu.json.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from sweep import RESULTS, Config, UserError, arguments, mean_and_spread, sweep
+from sweep import Config, UserError, arguments, spread, sweep
 
 
 def table(runs: list[dict]) -> str:
@@ -20,16 +19,16 @@ def table(runs: list[dict]) -> str:
     lines = ["| | linear probe | kNN (k = 200) |", "|---|---|---|"]
     for name in ("trained", "untrained", "raw"):
         rows = [{"name": name, "final": run["final"] if name == "trained" else run["controls"][name]} for run in runs]
-        cells = ["{:.1f} ± {:.1f}".format(*mean_and_spread(rows, name, figure)) for figure in ("linear", "knn")]
+        cells = [spread(rows, name, figure) for figure in ("linear", "knn")]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = arguments(argparse.ArgumentParser(description=__doc__.split("\n")[0])).parse_args(argv)
-    config = Config(dataset=args.dataset, data_dir=args.data_dir, subset=5000, knn_every=10)
     try:
-        print(table(sweep(RESULTS / "recipe-cpu.json", {"default": config}, args.seeds, args.jobs, controls=True)))
+        args = arguments(__doc__.split("\n")[0], "recipe-cpu.json", argv)
+        config = Config(dataset=args.dataset, data_dir=args.data_dir, subset=5000, knn_every=10)
+        print(table(sweep(args.results, {"default": config}, args.seeds, args.jobs, True, args.keep)))
     except UserError as error:
         print(f"recipe.py: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 import struct
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -274,7 +275,7 @@ def test_unreadable_files_are_skipped_and_named_and_labels_stay_with_their_pixel
     assert "skipped 3 of 21 images" in printed and all(str(path) in printed for path in bad)
     for part, each in ((found.train, 4), (found.test, 2)):
         if part.pixels is None:
-            part.pixels = next(part.batches(torch.arange(len(part)), 100, CPU, workers=0))[0]
+            part.pixels = next(replace(part, workers=0).batches(torch.arange(len(part)), 100, CPU))[0]
         assert part.labels.bincount().tolist() == [each] * 3
         assert torch.equal(part.labels, colours_of(part))
 
@@ -377,7 +378,7 @@ def test_images_read_from_disk_are_those_held_in_memory(mixed, workers):
     assert disk.pixels is None and memory.pixels is not None and len(disk) == len(memory) == 12
     assert disk.side == memory.side and torch.equal(disk.labels, memory.labels)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(1))[:9]
-    batches = [list(images.batches(order, 4, CPU, workers)) for images in (memory, disk)]
+    batches = [list(replace(images, workers=workers).batches(order, 4, CPU)) for images in (memory, disk)]
     assert [len(index) for _, index in batches[0]] == [5, 4], "no batch of one is left over"
     for (pixels, index), (pixels_disk, index_disk) in zip(*batches, strict=True):
         assert torch.equal(pixels, pixels_disk) and torch.equal(index, index_disk)
@@ -397,8 +398,8 @@ def test_take_keeps_pixels_paths_and_labels_together(mixed, cache_gb):
     images, index = load("folder", mixed, cache_gb=cache_gb).train, torch.tensor([7, 0, 3])
     some = images.take(index)
     assert len(some) == 3 and some.side == images.side and torch.equal(some.labels, images.labels[index])
-    pixels, _ = next(some.batches(torch.arange(3), 3, CPU, workers=0))
-    whole, _ = next(images.batches(index, 3, CPU, workers=0))
+    pixels, _ = next(replace(some, workers=0).batches(torch.arange(3), 3, CPU))
+    whole, _ = next(replace(images, workers=0).batches(index, 3, CPU))
     assert torch.equal(pixels, whole)
 
 

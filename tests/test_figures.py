@@ -25,6 +25,9 @@ def test_a_sweep_runs_what_is_missing_and_only_that(tiny, tmp_path, monkeypatch)
     assert runs[0]["config"]["data_dir"] == "", "results name no place on the machine that made them"
 
     monkeypatch.setattr(sweeper, "ProcessPoolExecutor", None)  # nothing may be run now
+    other = {"a": replace(points["a"], data_dir=str(tmp_path))}
+    with pytest.raises(UserError, match="measured on other images .* --results"):
+        sweeper.sweep(file, other, seeds=(0,))
     moved = {"a, by another name": replace(points["a"], data_dir="elsewhere", out="elsewhere")}
     again = sweeper.sweep(file, moved, seeds=(0,))
     assert again[0]["final"] == runs[0]["final"] and again[0]["name"] == "a, by another name"
@@ -66,4 +69,4 @@ def test_committed_results_are_whole():
     for file in sweeper.RESULTS.glob("*.json"):
         for run in json.loads(file.read_text())["runs"]:
             assert run["hardware"] and run["date"] and run["epochs"] and 0 < run["final"]["linear"] < 1, file
-            assert not run["config"]["data_dir"] and not run["config"]["out"]
+            assert run["data"] and not run["config"]["data_dir"] and not run["config"]["out"]

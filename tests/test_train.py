@@ -17,7 +17,7 @@ import train as program
 from config import RECIPES, Config, parse
 from data import UserError
 from loss import nce, sqrt_kl
-from runs import read_checkpoint, save_whole
+from runs import read_checkpoint, save_tensors
 from train import Interrupted, Pretraining, epoch_order, learning_rate, seed_of, train
 
 ROOT = Path(__file__).parent.parent
@@ -102,6 +102,13 @@ def test_the_bank_starts_from_the_untrained_encoder_or_at_random(tiny):
 def test_every_option_runs_to_the_end(tiny, options):
     result = train(tiny(epochs=1, **options))
     assert result["epoch"] == 1 and 0 <= result["knn"] <= 1
+
+
+def test_compile_compiles_the_encoder_and_changes_no_result(tiny, tmp_path, monkeypatch):
+    plain, asked = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda module: asked.append(module) or plain(module, backend="eager"))
+    results = [train(tiny(out=str(tmp_path / str(on)), epochs=1, compile=on)) for on in (False, True)]
+    assert len(asked) == 1 and results[0]["nce"] == pytest.approx(results[1]["nce"], rel=1e-4)
 
 
 @pytest.mark.parametrize("subset", [17, 31, 33, 95])
@@ -273,6 +280,9 @@ def assert_one_line(capsys, message):
         ({"arch": "mobilenet_v2", "width": 8}, "--width is an option of"),
         ({"arch": "vit_tiny", "width": 0, "size": 17}, "--arch vit_tiny --size 17"),
         ({"subset": 1000}, "--subset 1000"),
+        ({"seed": -1}, "--seed must lie in"),
+        ({"power": 2}, "--power must lie in [0, 1]"),
+        ({"arch": "vit_tiny", "width": 0, "eval_size": 32}, "--eval-size: vit_tiny knows one side only, its --size 16"),
         ({"init_from": "not/there"}, "not/there: no checkpoint there"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -290,11 +300,18 @@ def test_an_empty_folder_is_named(flags, tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["empty"]
 
 
-def test_an_option_that_does_not_exist_or_has_no_number_is_refused_by_name(flags, capsys):
-    for line, message in ((["--tau", "1"], "--tau"), (["--epochs", "many"], "--epochs")):
-        with pytest.raises(SystemExit) as stop:
-            program.main(line)
-        assert stop.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["--tau", "1"], "unrecognized arguments: --tau 1"),
+        (["--epochs", "many"], "--epochs: invalid int value: 'many'"),
+        (["--recipe", "best"], "--recipe: invalid choice: 'best' (choose from"),
+        (["--resume", "x", "--overwrite"], "leave out --recipe and --overwrite"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense_is_one_line_too(line, message, capsys):
+    assert program.main(line) == 2
+    assert_one_line(capsys, message)
 
 
 def test_a_run_is_not_overwritten_by_accident(flags, tiny, capsys):
@@ -347,6 +364,38 @@ def test_a_truncated_checkpoint_is_named(tiny, capsys, kept):
     assert_one_line(capsys, f"{path}: damaged or not a checkpoint")
 
 
+def test_a_run_goes_on_in_the_folder_it_lies_in_and_in_no_other_runs(tiny, tmp_path, monkeypatch, capsys):
+    interrupt_at(monkeypatch, 8)
+    with pytest.raises(Interrupted):
+        train(tiny())
+    monkeypatch.undo()
+    moved = tmp_path / "moved"
+    Path(tiny().out).rename(moved)
+    train(tiny(epochs=1))
+    other = (Path(tiny().out) / "last.pt").read_bytes()
+    capsys.readouterr()
+    assert program.main(["--resume", str(moved), "--out", tiny().out]) == 2
+    assert_one_line(capsys, f"{tiny().out} holds a run")
+    assert program.main(["--resume", str(moved / "last.pt")]) == 0
+    assert read_checkpoint(moved)["step"] == 12 and (Path(tiny().out) / "last.pt").read_bytes() == other
+
+
+def test_a_full_disk_while_metrics_or_pictures_are_written_is_one_line(flags, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    assert program.main(flags()) == 2
+    assert_one_line(capsys, "progress.png cannot be written ([Errno 28] No space left on device): is the disk full?")
+
+
+@pytest.mark.parametrize("content", [b"hello", b"PK", b"", b"\x80\x02", b"{}", bytes(range(256))])
+def test_a_file_of_something_else_is_no_checkpoint(tmp_path, capsys, content):
+    (tmp_path / "other.pt").write_bytes(content)
+    assert program.main(["--resume", str(tmp_path / "other.pt")]) == 2
+    assert_one_line(capsys, "other.pt: damaged or not a checkpoint")
+
+
 def test_what_is_no_checkpoint_at_all_is_named(tmp_path, capsys):
     torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
     assert program.main(["--resume", str(tmp_path / "other.pt")]) == 2
@@ -392,13 +441,13 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(tiny, monkeypatch):
     process = start(["--resume", tiny().out], preexec_fn=limit)
     _, said = process.communicate()
     assert process.returncode == 2 and "Traceback" not in said
-    assert "the checkpoint" in said.splitlines()[-1] and "is the disk full?; the one before it is untouched" in said
+    assert "the checkpoint" in said.splitlines()[-1] and "is the disk full?; what was there before is untouched" in said
     assert (Path(tiny().out) / "last.pt").read_bytes() == before
     assert not list(Path(tiny().out).glob("*.part"))
 
 
 def test_a_failed_write_leaves_neither_a_part_nor_a_loss(tmp_path):
-    save_whole({"a": 1}, tmp_path / "x.pt", "it")
+    save_tensors({"a": 1}, tmp_path / "x.pt", "it")
     before = (tmp_path / "x.pt").read_bytes()
 
     class Unwritable:
@@ -406,7 +455,7 @@ def test_a_failed_write_leaves_neither_a_part_nor_a_loss(tmp_path):
             raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match="No space left on device"):
-        save_whole({"a": Unwritable()}, tmp_path / "x.pt", "it")
+        save_tensors({"a": Unwritable()}, tmp_path / "x.pt", "it")
     assert [p.name for p in tmp_path.iterdir()] == ["x.pt"] and (tmp_path / "x.pt").read_bytes() == before
 
 
