@@ -10,25 +10,21 @@ RUN := runs/demo
 .PHONY: setup demo test lint clean
 setup: $(VENV)/ready
 
-$(VENV)/ready: requirements.txt
+$(VENV)/ready: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet -r requirements.txt
-	touch $@
-
-$(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt
 	$(PY) -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
 demo: setup
-	$(PY) train.py --out $(RUN) --overwrite DEMO_FLAGS
+	$(PY) train.py --out $(RUN) --overwrite --width 16 --dim 256 --hidden 512 --epochs 12
 	$(PY) eval_linear.py $(RUN) --json $(RUN)/eval.json
 	$(PY) figures/neighbours.py $(RUN)
 	@echo "look at $(RUN)/progress.png and $(RUN)/neighbours.png"
 
-test: $(VENV)/ready-dev
+test: setup
 	$(PY) -m pytest
 
-lint: $(VENV)/ready-dev
+lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 

@@ -1,12 +1,12 @@
 """The measurements: kNN, linear probes, few labels, fine-tuning, controls, export, and what they refuse."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
 
 import eval_linear as program
@@ -27,7 +27,7 @@ from eval_linear import (
 from models import Encoder
 from runs import new_encoder, read_checkpoint, save_tensors
 
-CPU = torch.device("cpu")
+CPU, ROOT = torch.device("cpu"), Path(__file__).parent.parent
 
 
 def clusters(count=200, classes=4, dim=10, spread=0.3, seed=0):
@@ -240,17 +240,16 @@ def test_the_table_shows_percent_with_spread_and_gaps():
 # ---------------------------------------------------------------------------------------------------------------- export
 
 
-def test_the_exported_backbone_is_torchvisions_resnet18(tmp_path):
+def test_the_exported_backbone_loads_into_torchvisions_resnet18_as_the_readme_says(tmp_path, monkeypatch):
     encoder = Encoder("resnet18", 32, dim=16, hidden=16)
     config = {"arch": "resnet18", "size": 32, "width": 0, "dim": 16, "layers": 2, "hidden": 16, "seed": 0}
     save_tensors({"config": config, "encoder": encoder.state_dict(), "bank": {}}, tmp_path / "last.pt", "it")
     assert program.main([str(tmp_path / "last.pt"), "--export", str(tmp_path / "backbone.pt")]) == 0
 
-    model = torchvision.models.resnet18()  # the lines of the README
-    model.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
-    model.maxpool = nn.Identity()
-    missing, unexpected = model.load_state_dict(torch.load(tmp_path / "backbone.pt", weights_only=True), strict=False)
-    assert missing == ["fc.weight", "fc.bias"] and unexpected == []
+    monkeypatch.chdir(tmp_path)
+    lines = {}
+    exec(re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1], lines)  # as a reader would
+    model = lines["model"]
     model.fc = nn.Identity()
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(model.eval()(x), encoder.eval().features(x))
