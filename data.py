@@ -261,7 +261,8 @@ def _decode_all(found: Dataset, size: int, cache_gb: float, workers: int) -> Dat
     total = sum(map(len, parts))
     in_memory = total * 3 * side * side <= cache_gb * 1e9
     done, bad = [], []
-    with tqdm(total=total, desc="reading images", unit="image", disable=total < 2000) as bar:
+    quiet = {"disable": True} if total < 2000 else {}
+    with tqdm(total=total, desc="reading images", unit="image", **quiet) as bar:
         for part in parts:
             part, unreadable = _decode_part(part, side, in_memory, bar)
             done.append(replace(part, workers=workers))

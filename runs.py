@@ -5,6 +5,7 @@ loads with `torch.load(..., weights_only=True)`: plain numbers, strings and tens
 """
 
 import json
+import math
 import os
 import signal
 from contextlib import contextmanager
@@ -81,7 +82,8 @@ def save_metrics(out: Path, history: list[dict]) -> None:
     save_text("".join(json.dumps(row) + "\n" for row in history), out / "metrics.jsonl", "the metrics")
 
 
-def draw_progress(history: list[dict], path: Path) -> None:
+def draw_progress(history: list[dict], images: int, path: Path) -> None:
+    """The NCE loss beside ln N, what guessing among N images costs, and the kNN accuracy, epoch by epoch."""
     import matplotlib  # here: it takes a second to import
 
     matplotlib.use("Agg")
@@ -89,10 +91,15 @@ def draw_progress(history: list[dict], path: Path) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), constrained_layout=True)
     left.plot([row["epoch"] for row in history], [row["nce"] for row in history], color="#0072b2")
+    left.axhline(math.log(images), color="gray", linestyle="--", linewidth=1)
+    end = (history[-1]["epoch"], math.log(images))
+    left.annotate(f"guessing: ln {images}", end, ha="right", va="top", color="gray", fontsize=8)
     left.set(xlabel="epoch", ylabel="NCE loss, nats", title="telling the images apart")
     looks = [row for row in history if "knn" in row]
     right.plot([row["epoch"] for row in looks], [100 * row["knn"] for row in looks], "o-", color="#d55e00")
     right.set(xlabel="epoch", ylabel="kNN accuracy, %", title="what the features know of the classes")
+    for axis in (left, right):
+        axis.xaxis.get_major_locator().set_params(integer=True)
     with replacing(path, "the picture") as part:
         figure.savefig(part, dpi=110, format="png")
     plt.close(figure)

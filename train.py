@@ -200,7 +200,7 @@ def train(config: Config, resume: dict | None = None) -> dict:
                 sums = torch.zeros(2, dtype=torch.float64)
                 save()
                 if due or step == total:
-                    draw_progress(history, out / "progress.png")
+                    draw_progress(history, count, out / "progress.png")
                 started = time.perf_counter() - seconds  # looking and saving are not training
         if step < total:
             save()
