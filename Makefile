@@ -16,7 +16,7 @@ $(VENV)/ready: requirements.txt requirements-dev.txt
 	touch $@
 
 demo: setup
-	$(PY) train.py --out $(RUN) --overwrite --width 16 --dim 256 --hidden 512 --epochs 12 --knn-every 3
+	$(PY) train.py --out $(RUN) --overwrite --recipe demo
 	$(PY) eval_linear.py $(RUN) --json $(RUN)/eval.json
 	$(PY) figures/neighbours.py $(RUN)
 	@echo "look at $(RUN)/progress.png and $(RUN)/neighbours.png"

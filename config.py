@@ -106,9 +106,10 @@ class Config:
             raise UserError(f"--width is an option of {', '.join(RESNETS)}, not of {self.arch}")
 
 
-# The released script's settings (its CIFAR-10 command); the default recipe is in the fields above.
+# laptop: the fields above; demo: a small network for `make demo`; released: the released script's CIFAR-10 command.
 RECIPES = {
     "laptop": {},
+    "demo": dict(width=16, dim=256, hidden=512, epochs=12, knn_every=3),
     "released": dict(
         arch="resnet18", size=32, layers=3, hidden=2048, dim=2048, temperature=0.2, momentum=0.5,
         bank_init="forward", bank_update="npid", negatives=10_000, lam=20.0, kl_temperature=1.0, cutmix=0.5,

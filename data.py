@@ -65,9 +65,9 @@ class Images:
 
     def to(self, device: torch.device) -> "Images":
         """Move pixels in memory to the device if they take less than half of what is free there."""
-        if self.pixels is None or (
-            device.type == "cuda" and self.pixels.nbytes > torch.cuda.mem_get_info(device)[0] / 2
-        ):
+        if self.pixels is None:
+            return self
+        if device.type == "cuda" and self.pixels.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
             return self
         return replace(self, pixels=self.pixels.to(device))
 

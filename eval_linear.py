@@ -105,7 +105,7 @@ def knn(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, k: int = 200
 
 
 def linear_probe(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> float:
-    """Accuracy of logistic regression on standardised features (N, F), fitted to convergence with L-BFGS.
+    """Accuracy of logistic regression on standardised features (N, F), fitted with L-BFGS.
 
     The L2 strength is the one of STRENGTHS that does best on a tenth of the training features; the fit is then repeated
     on all of them. The test set chooses nothing.
@@ -236,9 +236,8 @@ def evaluate(
     config = checkpoint["config"]
     device = pick_device(device)
     if not dataset.labelled or not dataset.test:
-        raise UserError(
-            "no labels to evaluate with: name labelled images, --dataset cifar10 or --dataset folder --data-dir DIR"
-        )
+        advice = "name labelled images, --dataset cifar10 or --dataset folder --data-dir DIR"
+        raise UserError(f"no labels to evaluate with: {advice}")
     size = size or eval_side(config, dataset.test)
     if config["arch"] == "vit_tiny" and size != config["size"]:
         raise UserError(f"vit_tiny knows the side it was trained at only: --size {config['size']}, not {size}")

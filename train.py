@@ -1,6 +1,6 @@
 """Pretrain a backbone without labels, on one device: one branch, one view an image, one memory bank (arXiv 2404.19289).
 
-    python train.py                                                the embedded shapes, a few minutes on a laptop
+    python train.py --recipe demo                                  the embedded shapes, a few minutes on two cores
     python train.py --dataset cifar10                              downloaded on first use
     python train.py --dataset folder --data-dir my_images          your own pictures
     python train.py --dataset cifar10 --recipe released            the released script's settings
