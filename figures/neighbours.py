@@ -60,11 +60,11 @@ def draw(checkpoint: dict, dataset: Dataset, path: Path, rows: int = 8, k: int =
                 same = dataset.train.labels is not None and dataset.train.labels[i] == label
                 show(axes[r, 1 + half * (k + 1) + j], dataset.train, i, SAME if same else OTHER)
     share = [(dataset.train.labels[n] == dataset.test.labels[queries][:, None]).float().mean().item() for n in found]
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.9, wspace=0.08, hspace=0.08)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.94, wspace=0.08, hspace=0.08)
     axes[0, 0].set_title("image", fontsize=9)
     axes[0, 1].set_title(f"nearest, untrained: {share[0]:.0%} of the same class", fontsize=9, loc="left")
     axes[0, k + 2].set_title(f"nearest, trained: {share[1]:.0%} of the same class (blue)", fontsize=9, loc="left")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
