@@ -13,10 +13,8 @@ from models import ARCHITECTURES, RESNETS, pick_device
 from runs import read_checkpoint
 
 POSITIVE = "size layers hidden dim epochs temperature kl_temperature lr crop_min cache_gb".split()
-NOT_NEGATIVE = (
-    "subset holdout width eval_size negatives lam jitter cutmix weight_decay warmup knn_every workers".split()
-)
-SHARES = "momentum sgd_momentum crop_min jitter_p gray blur power".split()
+NOT_NEGATIVE = "subset holdout width eval_size negatives lam cutmix weight_decay warmup knn_every workers".split()
+SHARES = "momentum sgd_momentum crop_min jitter jitter_p gray blur power".split()
 
 
 def option(default, help, choices=None):
@@ -99,8 +97,6 @@ class Config:
             raise UserError(f"--seed must lie in [0, 2^63), not {self.seed}")
         if self.arch == "vit_tiny" and self.eval_size not in (0, self.size):
             raise UserError(f"--eval-size: vit_tiny knows one side only, its --size {self.size}, not {self.eval_size}")
-        if self.jitter > 1:
-            raise UserError(f"--jitter must lie in [0, 1], not {self.jitter}")
         check_device(self.device)
         if self.width and self.arch not in RESNETS:
             raise UserError(f"--width is an option of {', '.join(RESNETS)}, not of {self.arch}")
