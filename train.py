@@ -130,16 +130,17 @@ class Pretraining:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
 
 
-def train(config: Config, resume: dict | None = None) -> dict:
+def train(config: Config, resume: dict | None = None, dataset: data.Dataset | None = None, watch=None) -> dict:
     """Pretrain as config says; returns the last epoch's metrics and, as "out", the run's folder.
 
     resume is a checkpoint of the same configuration, from `read_checkpoint`; without it a run that lies in the same
-    folder is replaced. Raises UserError for what the user can mend (a diverging loss among it) and Interrupted after
+    folder is replaced. dataset is what `load_dataset` gave, if it was called already. watch(run, dataset, epoch), if
+    given, is called after every epoch with the `Pretraining`; the figures it returns join that epoch's metrics. Raises UserError for what the user can mend (a diverging loss among it) and Interrupted after
     Ctrl-C or SIGTERM; the run's last.pt is good in every case.
     """
     config.check()
     out, device = config.folder(), pick_device(config.device)
-    dataset = load_dataset(config).to(device)
+    dataset = (dataset or load_dataset(config)).to(device)
     count, batch = len(dataset.train), config.batch_size  # N, B
     per_epoch = count // batch  # the rest of an epoch's shuffled images waits for the next one
     total = config.epochs * per_epoch
@@ -196,7 +197,7 @@ def train(config: Config, resume: dict | None = None) -> dict:
                 if due and dataset.labelled and dataset.test:
                     row["knn"] = knn_monitor(run.encoder, dataset, asdict(config), device)
                     bar.set_postfix(loss=f"{row['loss']:.3f}", knn=f"{row['knn']:.1%}")
-                history.append(row)
+                history.append(row | (watch(run, dataset, epoch + 1) if watch else {}))
                 sums = torch.zeros(2, dtype=torch.float64)
                 save()
                 if due or step == total:

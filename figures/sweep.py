@@ -1,22 +1,29 @@
-"""Run a set of configurations over seeds, a process each, and keep their figures in one small JSON file.
+"""Run a set of configurations over seeds, a process each, keep their figures in one small JSON file, and draw from it.
 
-The file under figures/results/ holds {"runs": [...]}, one entry a finished run with its configuration, seed, hardware,
-date, figures of every epoch and final accuracies. A run whose configuration and seed are in it already is not repeated,
-so a sweep can be interrupted at any point and called again.
+Each script beside this one names its `points` (configurations) and a `draw`, and ends in `figure`, which gives it the
+same command line:
+
+    --scale demo     the embedded shapes and a small network: a few minutes, for a classroom
+    --scale cpu      5 000 images of CIFAR-10 and a small network: an hour or two on two cores
+    --scale paper    CIFAR-10, ResNet-18 and 200 epochs: one GPU
+
+figures/results/<figure>-<scale>.json holds {"runs": [...]}, one entry a finished run with its configuration, seed,
+hardware, date, figures of every epoch and final accuracies. A run that is in there, or in another figure's file beside
+it, is not repeated; one that was stopped goes on at its last epoch. So a sweep can be interrupted at any point.
 """
 
 import argparse
 import hashlib
 import json
 import os
-import re
 import shutil
+import signal
 import sys
-import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, replace
-from multiprocessing import get_context
+from functools import lru_cache
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -24,25 +31,26 @@ sys.path.insert(0, str(ROOT))
 RESULTS = Path(__file__).parent / "results"
 
 import torch
+from observe import Watch
 from tqdm import tqdm
 
-from config import FREE_ON_RESUME, Config, Parser
+import data
+from config import FREE_ON_RESUME, RECIPES, Config, Parser
 from data import UserError
 from eval_linear import evaluate, hardware
-from runs import read_checkpoint, save_text
+from runs import read_checkpoint, replacing, save_text
 from train import load_dataset, train
 
+SCALES = {
+    "demo": dict(
+        dataset="shapes", subset=1000, width=8, size=16, dim=64, hidden=128, batch_size=64, momentum=0.9, epochs=4, warmup=1.0,
+    ),
+    "cpu": dict(dataset="folder", subset=5000, width=16, size=24, dim=512, hidden=1024, epochs=6),
+    # The released script's settings with the paper's update rule, and neither SqrtKL nor CutMix unless a figure says so.
+    "paper": RECIPES["released"] | dict(dataset="cifar10", bank_update="corrected", lam=0.0, cutmix=0.0),
+}  # fmt: skip
 
-def arguments(description: str, results: str, argv: list[str] | None) -> argparse.Namespace:
-    """The options that every script of measured figures has."""
-    parser = Parser(description=description)
-    parser.add_argument("--dataset", default="folder", help="as in train.py [folder]")
-    parser.add_argument("--data-dir", default="data", help="as in train.py [data]")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="[0 1 2]")
-    parser.add_argument("--keep", default="", metavar="DIR", help="keep the runs' folders in there")
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, sharing the cores [2]")
-    parser.add_argument("--results", type=Path, default=RESULTS / results, help="the file of results [%(default)s]")
-    return parser.parse_args(argv)
+# ------------------------------------------------------------------------------------------------------- running points
 
 
 def identity(config: dict, seed: int) -> str:
@@ -54,10 +62,11 @@ def identity(config: dict, seed: int) -> str:
     return json.dumps({k: v for k, v in settings.items() if k not in FREE_ON_RESUME}, sort_keys=True)
 
 
-def fingerprint(config: Config) -> str:
+@lru_cache
+def fingerprint(dataset: str, data_dir: str) -> str:
     """A short hash of a folder of images, by names and sizes of files; empty if they are not here, or not a folder."""
-    root = Path(config.data_dir)
-    if config.dataset != "folder" or not root.is_dir():
+    root = Path(data_dir)
+    if dataset != "folder" or not root.is_dir():
         return ""
     files = sorted((str(p.relative_to(root)), p.stat().st_size) for p in root.rglob("*") if p.is_file())
     return hashlib.blake2s(repr(files).encode(), digest_size=8).hexdigest()
@@ -68,65 +77,181 @@ def read(file: Path) -> list[dict]:
     if not file.exists():
         return []
     try:
-        return json.loads(file.read_text())["runs"]
-    except (ValueError, KeyError, TypeError) as error:
+        runs = json.loads(file.read_text())["runs"]
+        for run in runs:
+            identity(run["config"], run["seed"])
+            assert {"name", "data", "epochs", "final", "hardware"} <= run.keys(), "an entry is not whole"
+        return runs
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise UserError(f"{file}: damaged ({error}); delete it and run the script again to make it anew") from error
 
 
-def run_one(name: str, config: Config, threads: int, controls: bool, keep: str) -> dict:
-    """Train and evaluate; returns the run's entry in the results. Its folder is thrown away, or kept inside `keep`."""
+@lru_cache(maxsize=1)
+def images(**fields) -> data.Dataset:
+    """Decoded once in a process; fields of a configuration that say which images."""
+    return load_dataset(Config(**fields))
+
+
+def run_one(name: str, config: Config, threads: int, looks: int, controls: bool, keep: str) -> dict:
+    """Train and evaluate; returns the run's entry in the results.
+
+    Its folder lies in `keep` or, until the run is in the results, in runs/figures; a run that stopped goes on from there.
+    """
     torch.set_num_threads(threads)
-    folder = (
-        f"{keep}/{re.sub(r'[^a-z0-9]+', '-', name.lower())}-{config.seed}"
-        if keep
-        else tempfile.mkdtemp(prefix="sweep-")
-    )
-    try:
-        train(replace(config, out=folder))
-        checkpoint = read_checkpoint(folder)
-        final = evaluate(checkpoint, load_dataset(config), device=config.device, controls=controls, quiet=True)
-    finally:
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
+    known = hashlib.blake2s(identity(asdict(config), config.seed).encode(), digest_size=6).hexdigest()
+    folder = Path(keep or ROOT / "runs" / "figures") / known
+    resume = read_checkpoint(str(folder)) if (folder / "last.pt").exists() else None
+    where = ("dataset", "data_dir", "subset", "holdout", "size", "batch_size", "negatives", "cache_gb", "workers")
+    dataset = images(**{field: getattr(config, field) for field in where})
+    train(replace(config, out=str(folder)), resume, dataset, Watch(looks))
+    checkpoint = read_checkpoint(str(folder))
+    final = evaluate(checkpoint, dataset, device=config.device, controls=controls, quiet=True)
+    if not keep:
+        shutil.rmtree(folder)
     return {
         "name": name, "method": "ours", "seed": config.seed, "config": asdict(replace(config, out="", data_dir="")),
-        "data": fingerprint(config), "hardware": f"{hardware(config.device)}, {threads} thread{'s' * (threads > 1)}", "date": time.strftime("%Y-%m-%d"),
-        "epochs": checkpoint["history"], "final": final["trained"], "controls": {k: v for k, v in final.items() if k != "trained"},
+        "data": fingerprint(config.dataset, config.data_dir),
+        "hardware": f"{hardware(config.device)}, {threads} thread{'s' * (threads > 1)}", "date": time.strftime("%Y-%m-%d"),
+        "epochs": checkpoint["history"], "final": final["trained"],
+        "controls": {k: v for k, v in final.items() if k != "trained"},
     }  # fmt: skip
 
 
 def sweep(
-    file: Path, points: dict[str, Config], seeds=(0, 1, 2), jobs: int = 2, controls: bool = False, keep: str = ""
+    file: Path, points: dict[str, Config], seeds=(0, 1, 2), jobs=2, looks=0, controls=False, keep="", needs=()
 ) -> list[dict]:
-    """All runs of points x seeds, from the file or made now, `jobs` at a time; returned in the order of the points."""
+    """All runs of points x seeds, from the file or made now, `jobs` at a time; returned in the order of the points.
+
+    Runs in the files beside it are taken over if their epochs have the figures named by needs.
+    """
     runs = read(file)
-    here = {fingerprint(config) for config in points.values()}
+    here = {fingerprint(config.dataset, config.data_dir) for config in points.values()}
     if any(run["data"] not in here for run in runs) and here != {""}:
         raise UserError(f"{file}: measured on other images than those in --data-dir; name another file with --results")
-    known = {identity(run["config"], run["seed"]) for run in runs}
     wanted = [(name, replace(config, seed=seed)) for seed in seeds for name, config in points.items()]
-    missing = [(name, c) for name, c in wanted if identity(asdict(c), c.seed) not in known]
+    need = {identity(asdict(c), c.seed) for _, c in wanted} - {identity(run["config"], run["seed"]) for run in runs}
+    for other in sorted(file.parent.glob("*.json")) if need and not controls else ():
+        for run in neighbour(other):
+            known, whole = identity(run["config"], run["seed"]), set(needs) <= run["epochs"][-1].keys()
+            if known in need and whole and (run["data"] in here or here == {""}):
+                need.remove(known)
+                runs.append(run)
+    missing = [(name, c) for name, c in wanted if identity(asdict(c), c.seed) in need]
     if missing:
-        threads = max(1, (os.cpu_count() or 1) // jobs)
-        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported: the processes show no bars, this one does
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(run_one, name, config, threads, controls, keep) for name, config in missing]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        bar = tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc=file.stem, unit="run", smoothing=0)
+        with bar:
             try:
-                for future in tqdm(as_completed(futures), total=len(futures), desc=file.stem, unit="run", smoothing=0):
-                    runs.append(future.result())
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    save_text(json.dumps({"runs": runs}, indent=1) + "\n", file, "the results")
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+                for run in side_by_side(missing, jobs, looks, controls, keep):
+                    runs.append(run)
+                    lines = ",\n".join(json.dumps(run) for run in runs)
+                    save_text(f'{{"runs": [\n{lines}\n]}}\n', file, "the results")
+                    bar.update()
+            except UserError as error:
+                raise UserError(f"{file} lacks {len(wanted) - bar.n} of {len(wanted)} runs: {error}") from error
     found = {identity(run["config"], run["seed"]): run for run in runs}
-    return [
-        found[identity(asdict(c), c.seed)] | {"name": name}
-        for name, c in sorted(wanted, key=lambda w: list(points).index(w[0]))
-    ]
+    order = sorted(wanted, key=lambda w: list(points).index(w[0]))
+    return [found[identity(asdict(c), c.seed)] | {"name": name} for name, c in order]
+
+
+def neighbour(file: Path) -> list[dict]:
+    """The runs of another figure's file, none if it is damaged."""
+    try:
+        return read(file)
+    except UserError as error:
+        print(f"{error}; passed over", file=sys.stderr)
+        return []
+
+
+def side_by_side(missing: list[tuple[str, Config]], jobs: int, *options):
+    """Yields the entries of the missing runs as they finish. On an interruption the processes save what they have."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported: the processes show no bars, this one does
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=silence) as pool:
+        left, running = list(missing), set()
+        try:
+            while left or running:
+                while left and len(running) < jobs:  # no more than that: a run in the pool's queue cannot be recalled
+                    name, config = left.pop(0)
+                    running.add(pool.submit(run_one, name, config, threads, *options))
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        except BaseException:
+            for process in active_children():
+                os.kill(process.pid, signal.SIGTERM)  # caught in training: saves, and stops
+            raise
+
+
+def silence() -> None:
+    sys.stdout = open(os.devnull, "w")
+
+
+# ------------------------------------------------------------------------------------------- one command line for all
 
 
 def spread(runs: list[dict], name: str, figure: str) -> str:
     """A point's mean ± standard deviation over its seeds, in percent; the mean alone for one seed."""
     values = torch.tensor([100 * run["final"][figure] for run in runs if run["name"] == name], dtype=torch.float64)
     return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
+
+
+def table(runs: list[dict]) -> str:
+    """The results as a Markdown table: mean ± standard deviation over the seeds, in percent."""
+    lines = ["| setting | linear | kNN (k = 200) | seeds |", "|---|---|---|---|"]
+    for name in dict.fromkeys(run["name"] for run in runs):
+        seeds = sum(run["name"] == name for run in runs)
+        lines.append(f"| {name} | {spread(runs, name, 'linear')} | {spread(runs, name, 'knn')} | {seeds} |")
+    return "\n".join(lines)
+
+
+def arguments(name: str, description: str, argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(description=description)
+    parser.add_argument("--scale", choices=SCALES, default="cpu", help="[cpu]")
+    parser.add_argument("--dataset", choices=data.DATASETS, help="as in train.py [shapes, folder or cifar10, by scale]")
+    parser.add_argument("--data-dir", default="data", help="as in train.py [data]")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="[0 1 2]")
+    parser.add_argument("--jobs", type=int, help="runs side by side, sharing the cores [2; 1 for --scale paper]")
+    parser.add_argument("--device", default="auto", help="as in train.py [auto]")
+    parser.add_argument("--keep", default="", metavar="DIR", help="keep the runs' folders in there")
+    parser.add_argument("--results", type=Path, help=f"the file of results [figures/results/{name}-SCALE.json]")
+    parser.add_argument("--picture", type=Path, help=f"the picture [figures/results/{name}-SCALE.png]")
+    args = parser.parse_args(argv)
+    if args.jobs is None:
+        args.jobs = 1 if args.scale == "paper" else 2
+    if args.jobs < 1:
+        raise UserError(f"--jobs must be at least 1, not {args.jobs}")
+    args.results = args.results or RESULTS / f"{name}-{args.scale}.json"
+    args.picture = args.picture or args.results.with_suffix(".png")
+    return args
+
+
+def figure(name: str, description: str, points, draw=None, argv=None, show=table, **options) -> int:
+    """The main() of a figure's script: run what is missing, draw, print the table. Returns the exit status.
+
+    points(base, scale) gives the configurations by name, from the scale's base; draw(runs, path) writes the picture; show
+    makes the table. options are `sweep`'s: looks, the epochs between looks at the kNN accuracy on all test images,
+    controls and needs.
+    """
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    try:
+        signal.signal(signal.SIGTERM, stop)
+        args = arguments(name, description, argv)
+        base = Config(**(SCALES[args.scale] | {"data_dir": args.data_dir, "device": args.device, "knn_every": 0}))
+        base = replace(base, dataset=args.dataset or base.dataset)
+        runs = sweep(args.results, points(base, args.scale), args.seeds, args.jobs, keep=args.keep, **options)
+        if draw:
+            with replacing(args.picture, "the picture") as part:
+                draw(runs, part)
+            print(args.picture)
+        print(show(runs))
+    except UserError as error:
+        print(f"{name}.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}.py: stopped; the finished runs are kept, the same command goes on", file=sys.stderr)
+        return 130
+    return 0

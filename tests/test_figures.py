@@ -1,7 +1,10 @@
 """The scripts under figures/: what is cached is not run again, what is damaged is named, pictures are drawn."""
 
 import json
+import signal
+import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,10 +12,21 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "figures"))
 
+import bank_spectrum
+import fig2_framework
+import fig3_convergence
+import fig4_momentum
+import fig5_lambda
 import ingredients
 import neighbours
+import observe
+import plots
+import recipe
+import sqrtkl_where
 import sweep as sweeper
+import torch
 
+from config import Config
 from data import UserError
 from train import train
 
@@ -42,17 +56,221 @@ def test_a_damaged_results_file_is_named_with_what_to_do(tmp_path):
     assert sweeper.read(tmp_path / "none.json") == []
 
 
-def test_every_row_of_the_ingredients_differs_from_the_others():
-    rows = ingredients.points()
-    for config in rows.values():
+SCRIPTS = (fig3_convergence, fig4_momentum, fig5_lambda, ingredients, sqrtkl_where, bank_spectrum, recipe)
+
+
+def base(scale):
+    return Config(**(sweeper.SCALES[scale] | {"knn_every": 0}))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+@pytest.mark.parametrize("scale", sweeper.SCALES)
+def test_every_point_of_every_figure_can_be_run_at_every_scale(script, scale):
+    points = script.points(base(scale), scale)
+    for config in points.values():
         config.check()
-    assert len({sweeper.identity(asdict(config), 0) for config in rows.values()}) == len(rows) >= 5
+    same = {
+        fig5_lambda.name("T = 1", 0),
+        fig3_convergence.WITHOUT,
+    } & points.keys()  # twice in the bank's picture at paper scale
+    distinct = {sweeper.identity(asdict(config), 0) for config in points.values()}
+    assert len(points) - len(same) - 1 <= len(distinct) <= len(points)
+
+
+def test_the_grids_are_those_of_the_paper_s_figures():
+    rows = fig4_momentum.points(base("cpu"))
+    assert {(c.bank_update, c.momentum) for c in rows.values()} == {
+        (rule, m) for rule in ("corrected", "npid") for m in (0, 0.25, 0.5, 0.75, 0.9, 0.99)
+    }
+    rows = fig5_lambda.points(base("cpu")).values()
+    assert {(c.lam, c.kl_temperature) for c in rows if c.lam} == {
+        (lam, t) for lam in (1, 5, 10, 20, 50, 100) for t in (1.0, base("cpu").temperature)
+    }
+    assert sum(c.lam == 0 for c in rows) == 1
+    without, with_ = fig3_convergence.points(base("cpu")).values()
+    assert replace(with_, lam=0.0) == without and with_.lam == 20
+
+
+def invented(script, scale="cpu", seeds=(0, 1, 2), better=()):
+    """Runs as `sweep` would return them, with invented figures; points whose name is in better are 10 points higher."""
+    runs = []
+    for name, config in script.points(base(scale), scale).items():
+        for seed in seeds:
+            top = 0.4 + 0.01 * seed + 0.1 * (name in better)
+            rows = [
+                {"epoch": e, "nce": 9 - 0.2 * e, "loss": 9.5 - 0.2 * e, "seconds": 20.0 * e, "rank": 90.0 - e, "reach_share": 0.5,
+                 "reach_rows": 900.0, "variance": 0.9, "spectrum": [0.5 / r for r in observe.RANKS]}
+                | ({"knn": top - 0.01 * (config.epochs - e)} if e % 2 == 0 else {})
+                for e in range(1, config.epochs + 1)
+            ]  # fmt: skip
+            runs.append({
+                "name": name, "seed": seed, "config": asdict(replace(config, seed=seed)), "hardware": "a laptop", "epochs": rows,
+                "final": {"knn": top, "linear": top + 0.05}, "controls": {}, "data": "", "date": "2026-11-22",
+            })  # fmt: skip
+    return runs
+
+
+@pytest.fixture
+def titles(monkeypatch):
+    """The titles of the pictures that are drawn, as they are drawn."""
+    seen, finish = [], plots.finish
+    monkeypatch.setattr(
+        plots, "finish", lambda figure, title, *rest: (seen.append(title), finish(figure, title, *rest))
+    )
+    return seen
+
+
+@pytest.mark.parametrize(
+    "script, better, finding",
+    [
+        (fig3_convergence, [fig3_convergence.WITH], "halfway and +10.0 ± 0.8 at the end; an epoch takes 1.00 times as long"),
+        (fig4_momentum, ["corrected rule, m = 0.9"], "The corrected rule is best at m = 0.9, NPID's rule at m = 0; best against best +10.0"),
+        (fig5_lambda, ["T = τ, λ = 5"], "at T = 1 the best λ, 1, changes kNN by +0.0 ± 0.8; at T = τ the best λ, 5, changes kNN by +10.0 ± 0.8"),
+        (ingredients, ["+ forward initialisation"], "forward initialisation +10.0, SqrtKL +0.0, CutMix +0.0, the corrected rule -10.0"),
+        (sqrtkl_where, [], "larger than chance: nowhere"),
+        (bank_spectrum, [], "effective rank ends at 70 without SqrtKL and at 70 with"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)  # fmt: skip
+def test_every_figure_is_drawn_and_its_title_says_what_the_figures_say(script, better, finding, titles, tmp_path):
+    script.draw(invented(script, better=better), tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+    assert finding in titles[0]
+    script.draw(invented(script, seeds=(0,)), tmp_path / "one seed.png")
+    assert (tmp_path / "one seed.png").stat().st_size > 10_000
+
+
+def test_a_difference_beyond_chance_is_named(titles, tmp_path):
+    runs = invented(sqrtkl_where, better=["D = 64, with SqrtKL"])
+    for run in runs:  # equal gains in every seed would have no spread to compare with
+        run["final"]["knn"] += 0.001 * (run["seed"] == 1) * (run["name"] == "D = 64, with SqrtKL")
+    sqrtkl_where.draw(runs, tmp_path / "x.png")
+    assert "for D = 64 (+10.0 knn)" in titles[0] and "images" not in titles[0]
+
+
+def test_the_framework_is_drawn(tmp_path, capsys):
+    assert fig2_framework.main(["--picture", str(tmp_path / "fig2.png"), "--images", "300"]) == 0
+    assert (tmp_path / "fig2.png").stat().st_size > 10_000
+    assert fig2_framework.main(["--picture", str(tmp_path / "none" / "fig2.png")]) == 2
+    assert "the picture" in capsys.readouterr().err
+
+
+def run_figure(script, *options, draw=None):
+    return sweeper.figure(script.__name__, script.__doc__, script.points, draw, list(options))
+
+
+def test_a_figure_is_redrawn_from_its_results_without_the_images(tmp_path, capsys, monkeypatch):
+    (tmp_path / "r.json").write_text(json.dumps({"runs": invented(fig4_momentum)}))
+    monkeypatch.setattr(sweeper, "ProcessPoolExecutor", None)  # nothing may be run
+    assert run_figure(fig4_momentum, "--results", str(tmp_path / "r.json"), draw=fig4_momentum.draw) == 0
+    assert (
+        tmp_path / "r.png"
+    ).stat().st_size > 10_000 and "| corrected rule, m = 0.75 | 46.0 ± 1.0 |" in capsys.readouterr().out
+
+
+def test_missing_and_damaged_results_are_named_with_the_way_to_make_them(tmp_path, capsys, monkeypatch):
+    place = tmp_path / "r.json"
+    assert run_figure(fig4_momentum, "--results", str(place), "--data-dir", str(tmp_path / "none"), "--jobs", "1") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"fig4_momentum.py: {place} lacks 36 of 36 runs: --data-dir {tmp_path}/none")
+    for damage in ("{", '{"runs": [{}]}', '{"runs": [{"seed": 0, "config": {"nonsense": 1}}]}', "[]", '{"runs": 3}'):
+        place.write_text(damage)
+        assert run_figure(fig4_momentum, "--results", str(place)) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"fig4_momentum.py: {place}: damaged") and error.endswith(
+            "run the script again to make it anew"
+        )
+    assert not (tmp_path / "r.png").exists()
+    assert run_figure(fig4_momentum, "--jobs", "0") == 2 and "--jobs must be at least 1" in capsys.readouterr().err
+
+
+def test_a_run_in_another_figure_s_file_is_not_repeated(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweeper, "ProcessPoolExecutor", None)  # nothing may be run
+    runs = invented(fig5_lambda)
+    (tmp_path / "other.json").write_text(json.dumps({"runs": runs}))
+    point = {"λ": fig5_lambda.points(base("cpu"))["T = τ, λ = 5"]}
+    found = sweeper.sweep(tmp_path / "mine.json", point, needs=("rank",))
+    assert [run["seed"] for run in found] == [0, 1, 2] and {run["name"] for run in found} == {"λ"}
+    with pytest.raises(TypeError):
+        sweeper.sweep(tmp_path / "mine.json", point, needs=("what it does not have",))
+    (tmp_path / "other.json").write_text("{")
+    with pytest.raises(TypeError):
+        sweeper.sweep(tmp_path / "mine.json", point)
+    assert "other.json: damaged" in capsys.readouterr().err
+
+
+SCRIPT = """
+import sys
+sys.path[:0] = ["figures", "tests"]
+from sweep import Config, SCALES, figure
+from conftest import TINY
+SCALES["cpu"] = TINY | {"epochs": 60, "subset": 64}
+def points(base, scale):
+    return {"a": base, "b": Config(**(base.__dict__ | {"lam": 1.0}))}
+if __name__ == "__main__":
+    sys.exit(figure("x", "x", points))
+"""
+
+
+def test_an_interrupted_sweep_goes_on_at_the_last_epoch(pictures, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    options = ["--data-dir", pictures, "--results", tmp_path / "x.json", "--keep", tmp_path / "kept", "--seeds", "0"]
+    command = [sys.executable, tmp_path / "script.py", *options]
+
+    def epochs():
+        return [len(file.read_text().splitlines()) for file in (tmp_path / "kept").glob("*/metrics.jsonl")]
+
+    with subprocess.Popen(command, cwd=sweeper.ROOT, stderr=subprocess.PIPE, text=True) as process:
+        while not any(count > 3 for count in epochs()) and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "the same command goes on" in error and "Traceback" not in error
+    before = epochs()
+    assert max(before) < 60 and not (tmp_path / "x.json").exists()
+    done = subprocess.run(command, cwd=sweeper.ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    runs = sweeper.read(tmp_path / "x.json")
+    assert sorted(run["name"] for run in runs) == ["a", "b"] and all(len(run["epochs"]) == 60 for run in runs)
+    clock = [[row["seconds"] for row in run["epochs"]] for run in runs]
+    assert all(row == sorted(row) for row in clock), "the clock of a run goes on where it stopped"
+
+
+# ------------------------------------------------------------------------------------------------- what is measured
+
+
+def test_the_spectrum_is_that_of_the_covariance():
+    weight = torch.nn.functional.normalize(torch.randn(40, 8), dim=1)
+    shares = observe.spectrum(weight)
+    expected = torch.linalg.eigvalsh(torch.cov(weight.T.double())).flip(0)
+    assert torch.allclose(shares, expected / expected.sum()) and len(shares) == 8
+    assert observe.perplexity(torch.full((5,), 0.2)).item() == pytest.approx(5)
+    flat = observe.spectrum(torch.eye(9)[:, :8])  # equal along every axis but the mean's
+    assert 6 < observe.perplexity(flat).item() <= 8
+
+
+def test_half_of_the_nce_gradient_falls_on_other_rows_and_sqrt_kl_adds_to_it():
+    similarity, target = 2 * torch.rand(6, 30) - 1, torch.arange(6)
+    share, rows = observe.reach(similarity, target, Config(lam=0.0))
+    assert share == pytest.approx(0.5) and 1 <= rows < 29
+    more, wider = observe.reach(similarity, target, Config(lam=5.0, kl_temperature=0.07))
+    assert more > 0.5
+    uniform, all_rows = observe.reach(torch.zeros(6, 30), target, Config(lam=0.0))
+    assert uniform == pytest.approx(0.5) and all_rows == pytest.approx(29)
+
+
+def test_what_is_watched_does_not_change_the_run(tiny):
+    plain, watched = train(tiny(epochs=2)), train(tiny(epochs=2), watch=observe.Watch(looks=2))
+    first, last = (json.loads(line) for line in (Path(tiny().out) / "metrics.jsonl").read_text().splitlines())
+    assert last["nce"] == plain["nce"] == watched["nce"]
+    assert 0.5 == first["reach_share"] and 1 <= last["rank"] <= 16 and len(last["spectrum"]) == 8
+    assert 0 < last["knn"] < 1
 
 
 def test_the_table_shows_mean_and_spread_over_seeds():
     runs = [{"name": "x", "final": {"linear": v, "knn": 0.5}} for v in (0.40, 0.42, 0.44)]
     runs += [{"name": "y", "final": {"linear": 0.3, "knn": 0.2}}]
-    lines = ingredients.table(runs).splitlines()
+    lines = sweeper.table(runs).splitlines()
     assert lines[2:] == ["| x | 42.0 ± 2.0 | 50.0 ± 0.0 | 3 |", "| y | 30.0 | 20.0 | 1 |"]
 
 

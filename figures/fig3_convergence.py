@@ -1,0 +1,53 @@
+"""Figure 3: with and without SqrtKL, accuracy and loss against epochs and against the clock.
+
+    python figures/fig3_convergence.py --scale demo                   the embedded shapes, a few minutes
+    python figures/fig3_convergence.py --data-dir my_cifar10          5 000 images, half an hour on two cores
+    python figures/fig3_convergence.py --scale paper                  CIFAR-10, ResNet-18, 200 epochs, one GPU
+
+The claim: with SqrtKL the same network needs fewer epochs, since every row then gets gradient in every step.
+"""
+
+import sys
+from dataclasses import replace
+
+import plots
+from plots import plt
+from sweep import Config, figure
+
+EPOCHS = {"demo": 12, "cpu": 20, "paper": 200}
+WITHOUT, WITH = "without SqrtKL", "with SqrtKL, λ = 20, T = 1"
+
+
+def points(base: Config, scale: str = "cpu") -> dict[str, Config]:
+    base = replace(base, epochs=EPOCHS[scale])
+    return {WITHOUT: base, WITH: replace(base, lam=20.0, kl_temperature=1.0)}
+
+
+def draw(runs: list[dict], path) -> None:
+    figure, axes = plt.subplots(2, 2, figsize=(10, 6), constrained_layout=True, sharey="row", sharex="col")
+    panels = {"knn": (100, "kNN (k = 200), top-1 %"), "nce": (1, "NCE loss, nats")}
+    for row, (key, (scale, words)) in zip(axes, panels.items()):
+        for name, colour in ((WITHOUT, plots.BLUE), (WITH, plots.ORANGE)):
+            y = scale * plots.history(runs, name, key)  # (S, X)
+            looked = [r for r in runs[0]["epochs"] if key in r]
+            seconds = plots.history(runs, name, "seconds").mean(0)[[r["epoch"] - 1 for r in looked]]
+            plots.band(row[0], [r["epoch"] for r in looked], y, colour, name)
+            plots.band(row[1], seconds / 60, y, colour, name)
+        row[0].set(ylabel=words)
+    axes[1, 0].set(xlabel="epoch")
+    axes[1, 0].xaxis.get_major_locator().set_params(integer=True)
+    axes[1, 1].set(xlabel="minutes of training, mean over seeds")
+    axes[0, 0].legend(loc="lower right")
+    gain, error = plots.change(runs, WITH, WITHOUT, "knn")
+    clock = [plots.history(runs, name, "seconds")[:, -1].mean().item() for name in (WITH, WITHOUT)]
+    early = [100 * plots.history(runs, name, "knn").mean(0) for name in (WITH, WITHOUT)]
+    half = len(early[0]) // 2 - 1
+    title = (
+        f"With SqrtKL kNN is {(early[0] - early[1])[half]:+.1f} halfway and {gain:+.1f} ± {error:.1f} at the end; "
+        f"an epoch takes {clock[0] / clock[1]:.2f} times as long"
+    )
+    plots.finish(figure, title, runs, path)
+
+
+if __name__ == "__main__":
+    sys.exit(figure("fig3_convergence", __doc__, points, draw, looks=2, needs=("knn", "rank")))

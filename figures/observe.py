@@ -1,0 +1,81 @@
+"""What a run's figures show beside accuracy: the bank's spectrum, and which rows the gradient of a view reaches."""
+
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+import data
+from config import Config
+from eval_linear import eval_side, extract, knn, some
+from loss import nce, sqrt_kl
+from train import Pretraining
+
+RANKS = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512, 724, 1024, 1448, 2048)
+
+
+@torch.no_grad()
+def spectrum(weight: Tensor) -> Tensor:
+    """Shares of the bank's variance along its principal axes, largest first, summing to 1: (min(N, D),).
+
+    They are the squared singular values of W (N, D) less its mean row, over their sum: the eigenvalues of the Cov(W) in
+    L_SqrtKL ≈ Var_j(s_j) / 8 = z' Cov(W) z / 8, which holds where P is nearly uniform.
+    """
+    squared = torch.linalg.svdvals((weight - weight.mean(0)).double()).square()
+    return squared / squared.sum()
+
+
+def perplexity(shares: Tensor) -> Tensor:
+    """exp of the entropy along the last dimension: how many equal shares would be as evenly spread."""
+    return torch.special.entr(shares).sum(-1).exp()
+
+
+def reach(similarity: Tensor, target: Tensor, config: Config) -> tuple[float, float]:
+    """Of the gradient with respect to one view's similarities (N,): the share that falls on rows other than the image's
+    own, and the number of other rows that it is spread over (perplexity); means over the views of similarity (B, N).
+
+    For L_NCE alone that share is exactly 1/2: the pushes P_k / tau add up to the pull (1 - P_y) / tau.
+    """
+    similarity = similarity.detach().double().requires_grad_()
+    loss = nce(similarity, target, config.temperature)
+    if config.lam:
+        loss = loss + config.lam * sqrt_kl(
+            similarity, config.kl_temperature, config.kl_direction, config.kl_detach, config.power
+        )
+    (gradient,) = torch.autograd.grad(loss, similarity)
+    total = gradient.abs().sum(1)  # (B,)
+    others = gradient.abs().scatter(1, target[:, None], 0.0)  # (B, N)
+    rest = others.sum(1)  # (B,)
+    return (rest / total).mean().item(), perplexity(others / rest[:, None]).mean().item()
+
+
+class Watch:
+    """Called after every epoch by `train`: returns the epoch's spectrum and reach and, every `looks` epochs, the kNN
+    accuracy (k = 200) on all test images, which is far less noisy than the run's own look at 1 000 of them."""
+
+    def __init__(self, looks: int = 0, views: int = 256):
+        self.looks, self.views = looks, views
+
+    def __call__(self, run: Pretraining, dataset: data.Dataset, epoch: int) -> dict:
+        index = some(dataset.train, self.views)
+        pixels, index = next(dataset.train.batches(index, len(index), run.device))
+        torch.manual_seed(0)  # the same views every time; the next training step seeds anew
+        run.encoder.eval()
+        with torch.no_grad():
+            similarity = run.bank.similarity(run.encoder(run.augment(pixels)).float())  # (B, N)
+        run.encoder.train()
+        shares = spectrum(run.bank.weight)
+        row = dict(zip(("reach_share", "reach_rows"), (round(x, 4) for x in reach(similarity, index, run.config))))
+        row["rank"] = round(perplexity(shares).item(), 2)
+        row["spectrum"] = [float(f"{shares[r - 1]:.3g}") for r in RANKS if r <= len(shares)]
+        row["variance"] = round(1 - run.bank.weight.mean(0).square().sum().item(), 4)
+        if self.looks and epoch % self.looks == 0 and dataset.labelled and dataset.test:
+            row["knn"] = full_knn(run, dataset)
+        return row
+
+
+def full_knn(run: Pretraining, dataset: data.Dataset) -> float:
+    size, measured = eval_side(asdict(run.config), dataset.test), []
+    for images in (dataset.labelled, dataset.test):
+        measured += [extract(run.encoder, images, size, run.device), images.labels.cpu()]
+    return knn(*measured)

@@ -1,0 +1,59 @@
+"""Where does SqrtKL pay? The same pair, with and without it, under one changed setting at a time.
+
+    python figures/sqrtkl_where.py --scale demo                       the embedded shapes, a few minutes
+    python figures/sqrtkl_where.py --data-dir my_cifar10              5 000 images, half an hour on two cores
+
+Each pair of bars differs in lambda alone: 0 against 20 on the raw similarities (T = 1), as in the released code.
+"""
+
+import sys
+from dataclasses import replace
+
+import plots
+from plots import plt
+from sweep import Config, figure
+
+LAMBDAS = {", without": 0.0, ", with SqrtKL": 20.0}
+
+
+def points(base: Config, scale: str = "cpu") -> dict[str, Config]:
+    few = base.subset // 5 or 10_000  # images; trained on for as many steps
+    settings = {
+        "as Figure 5": base,
+        "random bank, NPID's rule": replace(base, bank_init="random", bank_update="npid"),
+        "τ = 0.2, NPID's rule": replace(base, temperature=0.2, bank_update="npid"),
+        f"{few} images": replace(base, subset=few, epochs=5 * base.epochs, momentum=0.9),
+        f"K = {base.batch_size * 4} negatives": replace(base, negatives=base.batch_size * 4),
+        f"D = {base.dim // 8}": replace(base, dim=base.dim // 8),
+    }
+    return {f"{name}{words}": replace(c, lam=lam) for name, c in settings.items() for words, lam in LAMBDAS.items()}
+
+
+def draw(runs: list[dict], path) -> None:
+    without, with_ = LAMBDAS
+    names = [name.removesuffix(without) for name in dict.fromkeys(r["name"] for r in runs) if name.endswith(without)]
+    figure, axis = plt.subplots(figsize=(10, 0.6 * len(names) + 1.5), constrained_layout=True)
+    beyond = []
+    for (key, words), colour, shift in zip(plots.FIGURES.items(), (plots.BLUE, plots.ORANGE), (-0.12, 0.12)):
+        for y, name in enumerate(names):
+            a, b = (plots.percent(runs, name + words, key) for words in (with_, without))
+            count = min(len(a), len(b))
+            gains = a[:count] - b[:count]  # (S,) the same seed: the same first weights and order of images
+            error = plots.deviation(gains) / count**0.5
+            axis.plot(gains, [y + shift] * count, ".", color=colour, alpha=0.5)
+            axis.errorbar(gains.mean(), y + shift, xerr=error, color=colour, marker=plots.MARKERS[colour], capsize=3)
+            if abs(gains.mean()) > 4.3 * error > 0:  # Student's t, two degrees of freedom, 95 %
+                beyond.append(f"{name} ({gains.mean():+.1f} {key})")
+        axis.plot([], [], color=colour, marker=plots.MARKERS[colour], label=words.split(",")[0])
+    axis.axvline(0, color=plots.GREY, linewidth=1)
+    axis.set(
+        yticks=range(len(names)), yticklabels=names, xlabel="accuracy with SqrtKL (λ = 20, T = 1) less without, points"
+    )
+    axis.invert_yaxis()
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+    finding = "nowhere" if not beyond else "for " + ", ".join(beyond)
+    plots.finish(figure, f"SqrtKL makes a difference that is larger than chance: {finding}", runs, path)
+
+
+if __name__ == "__main__":
+    sys.exit(figure("sqrtkl_where", __doc__, points, draw))
