@@ -118,44 +118,53 @@ class MemoryBank(nn.Module):
         similarity: Tensor | None = None,
         columns: Tensor | None = None,
         target: Tensor | None = None,
+        log_total: Tensor | None = None,
+        chunk: int = 8192,
     ) -> None:
         """Move the bank after a step, in place and without gradient.
 
         z (B, D) unit embeddings; index (B,) long; similarity (B, M) what `similarity(z, columns)` gave before any
         update, recomputed if absent; columns (M,) the rows of a sampled softmax (rows outside it stay as they are);
-        target (B, M) soft weights that replace [k = y_i] in the corrected rule (CutMix). An index that occurs twice
-        adds both of its views, as the sum over the batch says. A row whose new value would be the zero vector stays as
-        it was. Raises ValueError for a wrong shape, an index outside the bank or a non-finite z; the bank is then
-        untouched. Source: section "grad update" of arXiv 2404.19289 in our reading; the released code has NPID's rule.
+        target (B, M) soft weights that replace [k = y_i] in the corrected rule (CutMix). log_total (B,), the
+        log Σ_j exp(s_ij / tau) that `loss.streaming_losses` returns, stands in for similarity: the rows then move
+        `chunk` at a time, and no (B, N) matrix is held. An index that occurs twice adds both of its views, as the sum over
+        the batch says. A row whose new value would be the zero vector stays as it was. Raises ValueError for a wrong
+        shape, an index outside the bank or a non-finite z; the bank is then untouched. Source: section "grad update" of
+        arXiv 2404.19289 in our reading; the released code has NPID's rule.
         """
-        z = z.detach().float()
+        z = z.detach().to(self.weight.dtype)
         self._check(z, index)
-        m, rows = self.momentum, columns
+        m = self.momentum
         if self.rule == "npid":
             rows = index.unique()  # (R,)
             place = torch.searchsorted(rows, index)  # (B,)
             # m w_y + (1 - m) z_y
             new = (m * self.weight[rows]).index_add_(0, place, z, alpha=1 - m)  # (R, D)
+            self.weight[rows] = _unit(new, self.weight[rows])
+        elif log_total is not None:
+            for start in range(0, len(self.weight), chunk):
+                rows = self.weight[start : start + chunk]  # (C, D) a view: writing to it moves the bank
+                pull = (rows @ z.T / self.temperature - log_total).exp_().neg_()  # (C, B)
+                here = ((index >= start) & (index < start + len(rows))).nonzero()[:, 0]
+                pull[index[here] - start, here] += 1
+                _unit(torch.addmm(rows, pull, z, beta=m, alpha=1 - m), rows, out=rows)
         else:
             if similarity is None:
                 similarity = self.similarity(z, columns)
             # -dL/ds, with 1/tau absorbed: [k = y_i] - P_k^(i). Then the chain rule through s_ik = z_i · w_k.
-            pull = (similarity.detach().float() / self.temperature).softmax(1).neg_()  # (B, M)
+            pull = (similarity.detach().to(z.dtype) / self.temperature).softmax(1).neg_()  # (B, M)
             if target is None:
                 own = self.locate(index, columns)[:, None]  # (B, 1)
                 pull.scatter_add_(1, own, torch.ones_like(own, dtype=pull.dtype))
             else:
                 pull += target
-            old = self.weight if rows is None else self.weight[rows]
+            old = self.weight if columns is None else self.weight[columns]
             # m w_k + (1 - m) Σ_i ([k = y_i] - P_k^(i)) z_i
             new = torch.addmm(old, pull.T, z, beta=m, alpha=1 - m)  # (M, D)
-        length = new.norm(dim=1, keepdim=True)  # (M, 1)
-        gone = length <= 1e-12  # (M, 1) rows that would be the zero vector
-        new.div_(length.clamp_(min=1e-12))
-        if rows is None:
-            torch.where(gone, self.weight, new, out=self.weight)
-        else:
-            self.weight[rows] = torch.where(gone, self.weight[rows], new)
+            if columns is None:
+                _unit(new, old, out=self.weight)
+            else:
+                self.weight[columns] = _unit(new, old)
 
     def _check(self, z: Tensor, index: Tensor) -> None:
         size, dim = self.weight.shape
@@ -165,3 +174,10 @@ class MemoryBank(nn.Module):
             raise ValueError(f"index must lie in [0, {size - 1}], got {int(index.min())} to {int(index.max())}")
         if not torch.isfinite(z).all():
             raise ValueError("z holds a value that is not finite: the encoder has diverged")
+
+
+def _unit(new: Tensor, old: Tensor, out: Tensor | None = None) -> Tensor:
+    """Rows of `new` (R, D) at unit length, those that are the zero vector as they are in `old`; `new` is used up."""
+    length = new.norm(dim=1, keepdim=True)  # (R, 1)
+    gone = length <= 1e-12
+    return torch.where(gone, old, new.div_(length.clamp_(min=1e-12)), out=out)

@@ -13,7 +13,9 @@ from models import ARCHITECTURES, RESNETS, pick_device
 from runs import read_checkpoint
 
 POSITIVE = "size layers hidden dim epochs temperature kl_temperature lr crop_min cache_gb".split()
-NOT_NEGATIVE = "subset holdout width eval_size negatives lam cutmix weight_decay warmup knn_every workers".split()
+NOT_NEGATIVE = (
+    "subset holdout width eval_size negatives lam cutmix weight_decay warmup knn_every workers similarity_gb".split()
+)
 SHARES = "momentum sgd_momentum crop_min jitter jitter_p gray blur power".split()
 
 
@@ -67,6 +69,7 @@ class Config:
     compile: bool = option(False, "compile the encoder with torch.compile")
     workers: int = option(2, "processes that decode images which do not fit in memory")
     cache_gb: float = option(4.0, "decoded images up to this size are kept in memory, GB")
+    similarity_gb: float = option(1.0, "similarities (B, N) up to this size are held whole, larger ones streamed, GB")
 
     def folder(self) -> Path:
         return Path(self.out or f"runs/{self.dataset}")
@@ -113,7 +116,7 @@ RECIPES = {
     ),
 }  # fmt: skip
 # What may change when a run goes on: where things are and how fast they run.
-FREE_ON_RESUME = {"out", "data_dir", "knn_every", "device", "compile", "workers", "cache_gb"}
+FREE_ON_RESUME = {"out", "data_dir", "knn_every", "device", "compile", "workers", "cache_gb", "similarity_gb"}
 
 
 # --------------------------------------------------------------------------------------------------------- command line

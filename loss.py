@@ -5,6 +5,7 @@ Beside each loss stands its gradient with respect to s; `tests/test_loss.py` com
 From s the gradient reaches the encoder through ds_ij/dz_i = w_j, and the bank through ds_ij/dw_j = z_i (see `bank.py`).
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -50,6 +51,117 @@ def sqrt_kl(
     if direction == "p||u":
         return (log_p.exp() * (log_p - log_u)).sum(1).mean()
     return (log_u.exp() * (log_u - log_p)).sum(1).mean()
+
+
+# ------------------------------------------------------------------------------------------- the same, without B x N
+
+
+def streaming_loss(
+    z: Tensor,
+    weight: Tensor,
+    index: Tensor,
+    temperature: float,
+    lam: float = 0.0,
+    kl_temperature: float = 1.0,
+    chunk: int = 8192,
+) -> Tensor:
+    """nce + lam * sqrt_kl over the whole bank, `chunk` rows at a time: the same value and gradient, no (B, N) matrix.
+
+    z (B, D) unit embeddings, to which the gradient flows; weight (N, D) the bank's rows; index (B,) the images' own rows.
+    SqrtKL is KL(P‖u) with u held constant. Returns the mean over the batch, in nats. Raises ValueError for a temperature
+    or a chunk that is not positive.
+    """
+    l_nce, l_kl, _ = streaming_losses(z, weight, index, temperature, kl_temperature if lam else None, chunk)
+    return l_nce + lam * l_kl
+
+
+def streaming_losses(
+    z: Tensor, weight: Tensor, index: Tensor, temperature: float, kl_temperature: float | None, chunk: int = 8192
+) -> tuple[Tensor, Tensor, Tensor]:
+    """L_NCE, L_SqrtKL (0 if kl_temperature is None) and log Σ_j exp(s_ij / tau) (B,), which `bank.update` can use."""
+    _check_temperature(temperature)
+    _check_temperature(1.0 if kl_temperature is None else kl_temperature)
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least one row, not {chunk}")
+    return _Streaming.apply(z, weight, index, temperature, kl_temperature, chunk)
+
+
+class _Streaming(torch.autograd.Function):
+    """Both losses and their gradients with respect to z, from one pass over the bank.
+
+    With a = s / T and E the mean under P = softmax(a), everything needed is a mean under a softmax, and such a mean can be
+    taken chunk by chunk:
+        L_NCE    = logsumexp(a) - a_y                             dL_NCE/dz    = (E[w] - w_y) / tau
+        KL(P‖u)  = E[a] / 2 - logsumexp(a) + logsumexp(a / 2)     dKL(P‖u)/dz  = (E[a w] - E[a] E[w]) / (2 T)
+    The last is half the covariance of a and w under P: P_k (log P_k + H(P)) / 2 = P_k (a_k - E[a]) / 2, summed over w_k.
+    """
+
+    @staticmethod
+    def forward(ctx, z, weight, index, temperature, kl_temperature, chunk):
+        own, kl = weight[index].to(z.dtype), kl_temperature is not None
+        nce_mean, kl_mean, root = _Mean(), _Mean(), _Mean()
+        for rows in weight.split(chunk):  # (C, D)
+            rows = rows.to(z.dtype)
+            s = z @ rows.T  # (B, C)
+            nce_mean.add(s / temperature, rows)
+            if kl:
+                a = s / kl_temperature
+                kl_mean.add(a, rows, twice=True)
+                root.add(a / 2)
+        batch = len(z)
+        l_nce = (nce_mean.logsumexp() - (z * own).sum(1) / temperature).mean()
+        grad_nce = (nce_mean.of_rows() - own) / (temperature * batch)  # (B, D)
+        l_kl, grad_kl = z.new_zeros(()), torch.zeros_like(z) if kl else None
+        if kl:
+            e_a = kl_mean.of_logits()  # (B,)
+            l_kl = (e_a / 2 - kl_mean.logsumexp() + root.logsumexp()).mean()
+            grad_kl = (kl_mean.of_both() - e_a[:, None] * kl_mean.of_rows()) / (2 * kl_temperature * batch)  # (B, D)
+        ctx.save_for_backward(grad_nce, grad_kl)
+        log_total = nce_mean.logsumexp()
+        ctx.mark_non_differentiable(log_total)
+        return l_nce, l_kl, log_total
+
+    @staticmethod
+    def backward(ctx, up_nce, up_kl, _):
+        grad_nce, grad_kl = ctx.saved_tensors
+        grad = up_nce * grad_nce if grad_kl is None else up_nce * grad_nce + up_kl * grad_kl
+        return grad, None, None, None, None, None
+
+
+class _Mean:
+    """Means under softmax(a), fed with chunks of logits a (B, C) and the rows w (C, D) that they belong to.
+
+    Sums are held relative to the largest logit so far and scaled down when a larger one comes, so nothing overflows.
+    """
+
+    def __init__(self):
+        self.top = self.sums = None
+
+    def add(self, a: Tensor, rows: Tensor | None = None, twice: bool = False) -> None:
+        top = a.amax(1) if self.top is None else torch.maximum(self.top, a.amax(1))  # (B,)
+        p = (a - top[:, None]).exp()  # (B, C)
+        sums = [p.sum(1, keepdim=True)]  # (B, 1)
+        if rows is not None:
+            sums.append(p @ rows)  # (B, D)
+        if twice:
+            p *= a
+            sums += [p.sum(1, keepdim=True), p @ rows]
+        if self.top is not None:
+            scale = (self.top - top).exp()[:, None]
+            sums = [new.addcmul_(old, scale) for new, old in zip(sums, self.sums)]
+        self.top, self.sums = top, sums
+
+    def logsumexp(self) -> Tensor:  # (B,)
+        return self.top + self.sums[0][:, 0].log()
+
+    def of_rows(self) -> Tensor:  # (B, D)  E[w]
+        return self.sums[1] / self.sums[0]
+
+    def of_logits(self) -> Tensor:  # (B,)  E[a]
+        return (self.sums[2] / self.sums[0])[:, 0]
+
+    def of_both(self) -> Tensor:  # (B, D)  E[a w]
+        return self.sums[3] / self.sums[0]
 
 
 def _check_temperature(temperature: float) -> None:

@@ -31,7 +31,7 @@ from bank import MemoryBank
 from config import Config, parse
 from data import UserError
 from eval_linear import knn_monitor
-from loss import nce, sqrt_kl
+from loss import nce, sqrt_kl, streaming_losses
 from models import Encoder, pick_device, pick_precision
 from runs import SignalCatcher, draw_progress, new_encoder, read_checkpoint, save_metrics, save_tensors, start_folder
 
@@ -69,6 +69,13 @@ class Pretraining:
         self.optimizer = torch.optim.SGD(
             self.encoder.parameters(), config.lr, config.sgd_momentum, weight_decay=config.weight_decay
         )
+        whole = 4 * config.batch_size * count <= 1e9 * config.similarity_gb  # bytes of the similarities (B, N)
+        plain = (
+            config.negatives
+            or config.cutmix
+            or (config.kl_direction, config.kl_detach, config.power) != ("p||u", True, 0.5)
+        )
+        self.streams = not (whole or plain)
         self.augment = Augment(
             config.size, scale=(config.crop_min, 1.0), jitter=config.jitter_strengths(), jitter_p=config.jitter_p,
             gray_p=config.gray, blur_p=config.blur,
@@ -101,11 +108,18 @@ class Pretraining:
             soft.scatter_add_(1, target[partner][:, None], 1 - share[:, None])
 
         z = self.forward(views)  # (B, D) unit rows
-        similarity = bank.similarity(z, columns)  # (B, M) cosines
-        l_nce = nce(similarity, target if soft is None else soft, c.temperature)
-        l_kl = torch.zeros_like(l_nce)
-        if c.lam:
-            l_kl = sqrt_kl(similarity, c.kl_temperature, c.kl_direction, c.kl_detach, c.power)
+        if self.streams:  # the same losses and update, a few thousand rows of the bank at a time
+            l_nce, l_kl, log_total = streaming_losses(
+                z, bank.weight, index, c.temperature, c.kl_temperature if c.lam else None
+            )
+            move = {"log_total": log_total}
+        else:
+            similarity = bank.similarity(z, columns)  # (B, M) cosines
+            l_nce = nce(similarity, target if soft is None else soft, c.temperature)
+            l_kl = torch.zeros_like(l_nce)
+            if c.lam:
+                l_kl = sqrt_kl(similarity, c.kl_temperature, c.kl_direction, c.kl_detach, c.power)
+            move = {"similarity": similarity.detach(), "columns": columns, "target": soft}
         loss = l_nce + c.lam * l_kl
         if not torch.isfinite(loss):
             raise FloatingPointError
@@ -114,7 +128,7 @@ class Pretraining:
         self.optimizer.step()
         # The bank moves with the z and the P of this step. It moves last, since the backward pass needs the rows that the
         # similarities came from. The released code moves it before the losses; they read the old similarities either way.
-        bank.update(z.detach(), index, similarity.detach(), columns, soft)
+        bank.update(z.detach(), index, **move)
         return l_nce.detach(), l_kl.detach()
 
     def state(self) -> dict:

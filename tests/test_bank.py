@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bank import MemoryBank
-from loss import nce
+from loss import nce, streaming_losses
 
 N, D, B = 20, 6, 5
 
@@ -179,6 +179,16 @@ def test_npids_rule_moves_the_own_row_alone():
     others = torch.ones(N, dtype=torch.bool)
     others[index] = False
     assert torch.equal(bank.weight[others], before[others])
+
+
+@pytest.mark.parametrize("chunk", [1, 6, 20, 8192])
+def test_the_streamed_update_equals_the_plain_one(chunk):
+    plain, streamed = (bank_of(momentum=0.6, temperature=0.1).double() for _ in range(2))
+    z, index = unit(B, D).double(), torch.tensor([3, 19, 3, 0, 11])
+    log_total = streaming_losses(z, streamed.weight, index, 0.1, None, chunk)[2]
+    plain.update(z, index)
+    streamed.update(z, index, log_total=log_total, chunk=chunk)
+    torch.testing.assert_close(streamed.weight, plain.weight, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("rule", ["corrected", "npid"])

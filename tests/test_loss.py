@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from loss import nce, sqrt_kl
+from loss import nce, sqrt_kl, streaming_loss, streaming_losses
 
 B, N = 6, 11
 
@@ -124,3 +124,62 @@ def test_a_temperature_must_be_positive(similarity, temperature):
 def test_an_unknown_direction_is_refused_with_the_known_ones(similarity):
     with pytest.raises(ValueError, match=r"p\|\|u, u\|\|p"):
         sqrt_kl(similarity, direction="u||u")
+
+
+# ------------------------------------------------------------------------------------------------------------ streaming
+
+
+@pytest.fixture
+def rows():
+    generator = torch.Generator().manual_seed(1)
+    z, weight = (torch.randn(n, 7, generator=generator, dtype=torch.float64) for n in (5, 41))
+    index = torch.tensor([3, 40, 3, 0, 17])  # one image twice, the first row and the last
+    return torch.nn.functional.normalize(z, dim=1).requires_grad_(), torch.nn.functional.normalize(weight, dim=1), index
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 41, 8192])
+@pytest.mark.parametrize("tau, lam, t", [(0.07, 0.0, 1.0), (0.07, 20.0, 1.0), (0.2, 3.0, 0.2), (0.005, 1.0, 0.003)])
+def test_streaming_equals_the_plain_path_in_value_and_gradient(rows, chunk, tau, lam, t):
+    z, weight, index = rows
+    similarity = z @ weight.T
+    plain = nce(similarity, index, tau) + lam * sqrt_kl(similarity, t)
+    streamed = streaming_loss(z, weight, index, tau, lam, t, chunk)
+    torch.testing.assert_close(streamed, plain, rtol=1e-10, atol=1e-10)
+    (expected,) = torch.autograd.grad(plain, z)
+    (got,) = torch.autograd.grad(3 * streamed, z)
+    torch.testing.assert_close(got, 3 * expected, rtol=1e-10, atol=1e-10)
+
+
+def test_streaming_gives_both_losses_and_the_normaliser(rows):
+    z, weight, index = rows
+    similarity = z @ weight.T
+    l_nce, l_kl, log_total = streaming_losses(z, weight, index, 0.1, 0.5, chunk=8)
+    torch.testing.assert_close(l_nce, nce(similarity, index, 0.1))
+    torch.testing.assert_close(l_kl, sqrt_kl(similarity, 0.5))
+    torch.testing.assert_close(log_total, (similarity / 0.1).logsumexp(1))
+    assert not log_total.requires_grad
+    assert streaming_losses(z, weight, index, 0.1, None)[1] == 0
+
+
+def test_streaming_holds_no_matrix_over_the_bank():
+    z, weight = (torch.nn.functional.normalize(torch.randn(n, 4), dim=1) for n in (8, 5000))
+    sizes = []
+
+    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            results = out if isinstance(out, (tuple, list)) else (out,)
+            sizes.extend(x.numel() for x in results if isinstance(x, torch.Tensor) and x._base is None)
+            return out
+
+    with Recorder():
+        streaming_loss(z.requires_grad_(), weight, torch.arange(8), 0.1, 1.0, chunk=100).backward()
+    made = [size for size in sizes if size != weight.numel()]
+    assert max(made) <= 8 * 100
+
+
+@pytest.mark.parametrize("numbers", [(0.0, 1.0, 8), (0.1, 0.0, 8), (0.1, 1.0, 0)])
+def test_streaming_refuses_what_is_not_positive(rows, numbers):
+    tau, t, chunk = numbers
+    with pytest.raises(ValueError):
+        streaming_loss(*rows, tau, 1.0, t, chunk)

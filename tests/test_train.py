@@ -104,6 +104,27 @@ def test_every_option_runs_to_the_end(tiny, options):
     assert result["epoch"] == 1 and 0 <= result["knn"] <= 1
 
 
+@pytest.mark.parametrize("options", [{}, {"lam": 5.0, "kl_temperature": 0.1}, {"bank_update": "npid"}])
+def test_a_streamed_run_is_the_plain_run_but_for_rounding(tiny, tmp_path, options):
+    plain = train(tiny(epochs=1, **options))
+    streamed = train(tiny(epochs=1, similarity_gb=0.0, out=str(tmp_path / "streamed"), **options))
+    assert streamed["nce"] == pytest.approx(plain["nce"], rel=1e-3)
+    assert streamed["sqrt_kl"] == pytest.approx(plain["sqrt_kl"], rel=1e-2)
+    one, other = (read_checkpoint(run["out"])["bank"]["weight"] for run in (plain, streamed))
+    torch.testing.assert_close(one, other, rtol=0, atol=0.02)
+
+
+def test_large_similarities_are_streamed_where_the_options_allow_it(tiny):
+    million = 10**6
+
+    def streams(**options):
+        config = tiny(arch="mobilenet_v3_small", width=0, dim=1, batch_size=256, **options)
+        return Pretraining(config, million, torch.device("cpu")).streams
+
+    assert streams() and streams(lam=20.0) and not streams(similarity_gb=1.1)
+    assert not any(streams(**options) for options in ({"negatives": 64}, {"cutmix": 0.5}, {"kl_direction": "u||p"}))
+
+
 def test_compile_compiles_the_encoder_and_changes_no_result(tiny, tmp_path, monkeypatch):
     plain, asked = torch.compile, []
     monkeypatch.setattr(torch, "compile", lambda module: asked.append(module) or plain(module, backend="eager"))
