@@ -48,7 +48,7 @@ class MemoryBank(nn.Module):
     def init_random(self, generator: torch.Generator | None = None) -> None:
         """Rows uniform on the unit sphere, as in NPID: the bank knows nothing of the images."""
         self.weight.normal_(generator=generator)
-        self.weight.copy_(F.normalize(self.weight, dim=1))
+        self.weight.div_(self.weight.norm(dim=1, keepdim=True))  # in place: no second bank
 
     @torch.no_grad()
     def init_forward(self, encoder: nn.Module, batches) -> None:
