@@ -29,4 +29,4 @@ lint: setup
 	$(PY) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) $(RUN)
+	rm -rf $(VENV) $(RUN) runs/decoded

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import data
 from bank import RULES
-from data import UserError
+from images import UserError
 from loss import DIRECTIONS
 from models import ARCHITECTURES, RESNETS, pick_device
 from runs import read_checkpoint
@@ -69,6 +69,7 @@ class Config:
     compile: bool = option(False, "compile the encoder with torch.compile")
     workers: int = option(2, "processes that decode images which do not fit in memory")
     cache_gb: float = option(4.0, "decoded images up to this size are kept in memory, GB")
+    cache_dir: str = option("runs/decoded", "decoded folders are kept here for the next start (empty: nowhere)")
     similarity_gb: float = option(1.0, "similarities (B, N) up to this size are held whole, larger ones streamed, GB")
 
     def folder(self) -> Path:
@@ -116,7 +117,17 @@ RECIPES = {
     ),
 }  # fmt: skip
 # What may change when a run goes on: where things are and how fast they run.
-FREE_ON_RESUME = {"out", "data_dir", "knn_every", "device", "compile", "workers", "cache_gb", "similarity_gb"}
+FREE_ON_RESUME = {
+    "out",
+    "data_dir",
+    "knn_every",
+    "device",
+    "compile",
+    "workers",
+    "cache_gb",
+    "cache_dir",
+    "similarity_gb",
+}
 
 
 # --------------------------------------------------------------------------------------------------------- command line

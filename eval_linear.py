@@ -27,7 +27,7 @@ from tqdm import tqdm
 import data
 from augment import Augment, plain
 from config import Parser, check_device
-from data import Dataset, Images, UserError
+from images import Dataset, Images, UserError
 from models import Encoder, pick_device, pick_precision
 from runs import new_encoder, read_checkpoint, save_tensors, save_text
 
@@ -328,7 +328,8 @@ def load_for(checkpoint: dict, args: argparse.Namespace) -> Dataset:
     inherited = config if own else {"subset": 0, "holdout": 0}
     subset = inherited["subset"] if args.subset is None else args.subset
     holdout = inherited["holdout"] if args.holdout is None else args.holdout
-    return data.load(name, place, args.size or config["size"], subset, holdout, config["cache_gb"], config["workers"])
+    cache = config["cache_gb"], config["workers"], config.get("cache_dir", "")
+    return data.load(name, place, args.size or config["size"], subset, holdout, *cache)
 
 
 def run(args: argparse.Namespace) -> None:

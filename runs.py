@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from data import UserError
+from images import UserError
 from models import Encoder
 
 

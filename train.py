@@ -29,8 +29,8 @@ import data
 from augment import Augment, cutmix
 from bank import MemoryBank
 from config import Config, parse
-from data import UserError
 from eval_linear import knn_monitor
+from images import Dataset, Images, UserError
 from loss import nce, sqrt_kl, streaming_losses
 from models import Encoder, pick_device, pick_precision
 from runs import SignalCatcher, draw_progress, new_encoder, read_checkpoint, save_metrics, save_tensors, start_folder
@@ -81,7 +81,7 @@ class Pretraining:
             gray_p=config.gray, blur_p=config.blur,
         )  # fmt: skip
 
-    def init_bank(self, images: data.Images) -> None:
+    def init_bank(self, images: Images) -> None:
         """Section "feature calibrate": one pass of the untrained encoder; a random bank is left as it was made."""
         if self.config.bank_init == "forward":
             batches = images.batches(torch.arange(len(images)), self.config.batch_size, self.device)
@@ -144,7 +144,7 @@ class Pretraining:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
 
 
-def train(config: Config, resume: dict | None = None, dataset: data.Dataset | None = None, watch=None) -> dict:
+def train(config: Config, resume: dict | None = None, dataset: Dataset | None = None, watch=None) -> dict:
     """Pretrain as config says; returns the last epoch's metrics and, as "out", the run's folder.
 
     resume is a checkpoint of the same configuration, from `read_checkpoint`; without it a run that lies in the same
@@ -225,9 +225,9 @@ def train(config: Config, resume: dict | None = None, dataset: data.Dataset | No
     return history[-1] | {"out": str(out)}
 
 
-def load_dataset(config: Config) -> data.Dataset:
+def load_dataset(config: Config) -> Dataset:
     c = config
-    dataset = data.load(c.dataset, c.data_dir, c.size, c.subset, c.holdout, c.cache_gb, c.workers)
+    dataset = data.load(c.dataset, c.data_dir, c.size, c.subset, c.holdout, c.cache_gb, c.workers, c.cache_dir)
     count = len(dataset.train)
     if c.batch_size > count:
         raise UserError(f"--batch-size {c.batch_size} is larger than the dataset, which has {count} training images")

@@ -20,7 +20,7 @@ from plots import plt
 import shapes
 from bank import MemoryBank
 from config import RECIPES, Config, Parser
-from data import UserError
+from images import UserError
 from runs import replacing
 from train import Pretraining
 

@@ -5,9 +5,9 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-import data
 from config import Config
 from eval_linear import eval_side, extract, knn, some
+from images import Dataset
 from loss import nce, sqrt_kl
 from train import Pretraining
 
@@ -56,7 +56,7 @@ class Watch:
     def __init__(self, looks: int = 0, views: int = 256):
         self.looks, self.views = looks, views
 
-    def __call__(self, run: Pretraining, dataset: data.Dataset, epoch: int) -> dict:
+    def __call__(self, run: Pretraining, dataset: Dataset, epoch: int) -> dict:
         index = some(dataset.train, self.views)
         pixels, index = next(dataset.train.batches(index, len(index), run.device))
         torch.manual_seed(0)  # the same views every time; the next training step seeds anew
@@ -74,7 +74,7 @@ class Watch:
         return row
 
 
-def full_knn(run: Pretraining, dataset: data.Dataset) -> float:
+def full_knn(run: Pretraining, dataset: Dataset) -> float:
     size, measured = eval_side(asdict(run.config), dataset.test), []
     for images in (dataset.labelled, dataset.test):
         measured += [extract(run.encoder, images, size, run.device), images.labels.cpu()]

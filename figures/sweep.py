@@ -36,8 +36,8 @@ from tqdm import tqdm
 
 import data
 from config import FREE_ON_RESUME, RECIPES, Config, Parser
-from data import UserError
 from eval_linear import evaluate, hardware
+from images import Dataset, UserError
 from runs import read_checkpoint, replacing, save_text
 from train import load_dataset, train
 
@@ -87,7 +87,7 @@ def read(file: Path) -> list[dict]:
 
 
 @lru_cache(maxsize=1)
-def images(**fields) -> data.Dataset:
+def images(**fields) -> Dataset:
     """Decoded once in a process; fields of a configuration that say which images."""
     return load_dataset(Config(**fields))
 
@@ -101,7 +101,18 @@ def run_one(name: str, config: Config, threads: int, looks: int, controls: bool,
     known = hashlib.blake2s(identity(asdict(config), config.seed).encode(), digest_size=6).hexdigest()
     folder = Path(keep or ROOT / "runs" / "figures") / known
     resume = read_checkpoint(str(folder)) if (folder / "last.pt").exists() else None
-    where = ("dataset", "data_dir", "subset", "holdout", "size", "batch_size", "negatives", "cache_gb", "workers")
+    where = (
+        "dataset",
+        "data_dir",
+        "subset",
+        "holdout",
+        "size",
+        "batch_size",
+        "negatives",
+        "cache_gb",
+        "workers",
+        "cache_dir",
+    )
     dataset = images(**{field: getattr(config, field) for field in where})
     train(replace(config, out=str(folder)), resume, dataset, Watch(looks))
     checkpoint = read_checkpoint(str(folder))

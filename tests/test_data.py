@@ -1,5 +1,6 @@
 """Datasets by name, folders of real files in every condition, and the drawn shapes."""
 
+import os
 import struct
 import urllib.request
 from dataclasses import replace
@@ -13,8 +14,10 @@ import torchvision
 from PIL import Image
 
 import data
+import images
 import shapes
-from data import UserError, decode, load
+from data import load
+from images import UserError, decode
 
 CPU = torch.device("cpu")
 COLOURS = {"blue": (20, 40, 200), "green": (30, 180, 30), "red": (210, 20, 20)}  # class -> the colour of its images
@@ -406,7 +409,7 @@ def test_take_keeps_pixels_paths_and_labels_together(mixed, cache_gb):
 def test_moving_a_dataset_keeps_train_and_labelled_one(mixed):
     found = load("folder", mixed).to(CPU)
     assert found.labelled is found.train and found.test is None  # this folder has no test set
-    found = data.Dataset(found.train, found.train, found.train.take(torch.tensor([0])), found.classes).to(CPU)
+    found = images.Dataset(found.train, found.train, found.train.take(torch.tensor([0])), found.classes).to(CPU)
     assert found.labelled is found.train and len(found.test) == 1
 
 
@@ -471,12 +474,79 @@ def test_a_folder_without_labels_has_a_subset_but_no_holdout(tmp_path):
 def test_subset_of_a_folder_is_taken_before_it_is_read(tmp_path, monkeypatch):
     classes(tmp_path, 10)
     read = []
-    original = data.decode
-    monkeypatch.setattr(data, "decode", lambda path, side: read.append(path) or original(path, side))
+    original = images.decode
+    monkeypatch.setattr(images, "decode", lambda path, side: read.append(path) or original(path, side))
     found = load("folder", tmp_path, subset=5, holdout=4)
     assert len(found.train) == 5 and len(found.test) == 4 and len(read) == 9
     assert torch.equal(found.train.labels, colours_of(found.train))
     assert torch.equal(found.test.labels, colours_of(found.test))
+
+
+# ---------------------------------------------------------------------------------------------- kept for the next start
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A folder of 31 images, one of them unreadable, and a function that loads it and says how many were decoded."""
+    monkeypatch.setattr(images, "FEW", 1)
+    root, decoded, original = tmp_path / "photographs", [], images.decode
+    monkeypatch.setattr(images, "decode", lambda path, side: decoded.append(path) or original(path, side))
+    classes(root / "train", 10)
+    (root / "train" / "red" / "broken.png").write_bytes(b"no image")
+
+    def again(**options):
+        decoded.clear()
+        return load("folder", root, cache_dir=str(tmp_path / "kept"), **options).train, len(decoded)
+
+    return again
+
+
+def test_a_folder_is_decoded_once(kept, tmp_path, capsys):
+    first, count = kept()
+    assert (count, len(first)) == (31, 30) and len(list((tmp_path / "kept").iterdir())) == 1
+    said = capsys.readouterr().out
+    second, none = kept()
+    assert none == 0 and torch.equal(second.pixels, first.pixels) and capsys.readouterr().out == said
+    assert [str(p) for p in second.paths] == [str(p) for p in first.paths]
+    index = torch.tensor([1, 5])
+    (pixels, _), *_ = second.batches(index, 2, CPU)
+    assert torch.equal(pixels, first.pixels[index])
+
+
+def test_a_folder_that_has_changed_is_decoded_again(kept, tmp_path):
+    first, count = kept()
+    file = first.paths[3]
+    save(file, (255, 255, 255))
+    os.utime(file, ns=(0, 0))
+    second, again = kept()
+    assert again == count and (second.pixels[3] == 255).all()
+    file.unlink()
+    third, again = kept()
+    assert again == count - 1 and len(third) == len(first) - 1
+    assert kept()[1] == 0
+    assert kept(subset=5)[1] >= 5, "other images, another file"
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", b"x" * 1000])
+def test_a_damaged_file_of_decoded_images_is_made_anew(kept, tmp_path, damage):
+    first, count = kept()
+    (file,) = (tmp_path / "kept").iterdir()
+    file.write_bytes(damage)
+    second, again = kept()
+    assert again == count and torch.equal(second.pixels, first.pixels) and kept()[1] == 0
+
+
+def test_where_nothing_can_be_kept_training_goes_on(kept, tmp_path, capsys):
+    (tmp_path / "kept").write_text("a file in the way")
+    images_, count = kept()
+    assert len(images_) == 30 and "not kept for the next start" in capsys.readouterr().out
+    assert kept()[1] == count
+
+
+def test_few_images_leave_no_file(tmp_path):
+    classes(tmp_path / "photographs", 10)
+    load("folder", tmp_path / "photographs", cache_dir=str(tmp_path / "kept"))
+    assert not (tmp_path / "kept").exists()
 
 
 # -------------------------------------------------------------------------------------------------------------- downloads

@@ -11,7 +11,6 @@ from torch import nn
 
 import eval_linear as program
 import train
-from data import Images
 from eval_linear import (
     eval_side,
     evaluate,
@@ -24,6 +23,7 @@ from eval_linear import (
     table,
     train_head,
 )
+from images import Images
 from models import Encoder
 from runs import new_encoder, read_checkpoint, save_tensors
 

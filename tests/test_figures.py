@@ -27,7 +27,7 @@ import sweep as sweeper
 import torch
 
 from config import Config
-from data import UserError
+from images import UserError
 from train import train
 
 

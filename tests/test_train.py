@@ -15,7 +15,7 @@ import torch
 
 import train as program
 from config import RECIPES, Config, parse
-from data import UserError
+from images import UserError
 from loss import nce, sqrt_kl
 from runs import read_checkpoint, save_tensors
 from train import Interrupted, Pretraining, epoch_order, learning_rate, seed_of, train
