@@ -26,6 +26,7 @@ import torch
 from tqdm import tqdm
 
 import data
+import ranks
 from augment import Augment, cutmix
 from bank import MemoryBank
 from config import Config, parse
@@ -88,8 +89,8 @@ class Pretraining:
             views = ((self.augment(pixels), index) for pixels, index in batches)
             self.bank.init_forward(self.forward, views)
 
-    def step(self, pixels: torch.Tensor, index: torch.Tensor, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step on images (B, 3, S, S) with their indices (B,): returns L_NCE and L_SqrtKL, both detached.
+    def step(self, pixels: torch.Tensor, index: torch.Tensor, lr: float) -> torch.Tensor:
+        """One step on images (B, 3, S, S) with their indices (B,): returns (L_NCE, L_SqrtKL), detached.
 
         Raises FloatingPointError, before weights or bank have moved, if the loss is not finite.
         """
@@ -107,29 +108,31 @@ class Pretraining:
             soft.scatter_add_(1, target[:, None], share[:, None])
             soft.scatter_add_(1, target[partner][:, None], 1 - share[:, None])
 
-        z = self.forward(views)  # (B, D) unit rows
+        mine = ranks.part(len(index))  # of the batch: all of it, unless there are other ranks
+        z = self.forward(views[mine])  # (B, D) unit rows
         if self.streams:  # the same losses and update, a few thousand rows of the bank at a time
             l_nce, l_kl, log_total = streaming_losses(
-                z, bank.weight, index, c.temperature, c.kl_temperature if c.lam else None
+                z, bank.weight, index[mine], c.temperature, c.kl_temperature if c.lam else None
             )
-            move = {"log_total": log_total}
+            move = {"log_total": ranks.gather(log_total)}
         else:
             similarity = bank.similarity(z, columns)  # (B, M) cosines
-            l_nce = nce(similarity, target if soft is None else soft, c.temperature)
+            l_nce = nce(similarity, (target if soft is None else soft)[mine], c.temperature)
             l_kl = torch.zeros_like(l_nce)
             if c.lam:
                 l_kl = sqrt_kl(similarity, c.kl_temperature, c.kl_direction, c.kl_detach, c.power)
-            move = {"similarity": similarity.detach(), "columns": columns, "target": soft}
+            move = {"similarity": ranks.gather(similarity.detach()), "columns": columns, "target": soft}
         loss = l_nce + c.lam * l_kl
-        if not torch.isfinite(loss):
+        losses = ranks.mean(torch.stack([l_nce.detach(), l_kl.detach()]))
+        if not torch.isfinite(losses).all():
             raise FloatingPointError
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         # The bank moves with the z and the P of this step. It moves last, since the backward pass needs the rows that the
         # similarities came from. The released code moves it before the losses; they read the old similarities either way.
-        bank.update(z.detach(), index, **move)
-        return l_nce.detach(), l_kl.detach()
+        bank.update(ranks.gather(z.detach()), index, **move)
+        return losses
 
     def state(self) -> dict:
         return {name: getattr(self, name).state_dict() for name in ("encoder", "bank", "optimizer")}
@@ -153,7 +156,8 @@ def train(config: Config, resume: dict | None = None, dataset: Dataset | None = 
     Ctrl-C or SIGTERM; the run's last.pt is good in every case.
     """
     config.check()
-    out, device = config.folder(), pick_device(config.device)
+    out, device = config.folder(), ranks.start(pick_device(config.device))
+    ranks.part(config.batch_size)  # raises UserError if it cannot be shared out
     dataset = (dataset or load_dataset(config)).to(device)
     count, batch = len(dataset.train), config.batch_size  # N, B
     per_epoch = count // batch  # the rest of an epoch's shuffled images waits for the next one
@@ -169,24 +173,28 @@ def train(config: Config, resume: dict | None = None, dataset: Dataset | None = 
     def save():
         if not all(torch.isfinite(p).all() for p in run.encoder.parameters()):
             raise diverged(config, step, per_epoch, out)
+        if not ranks.first():
+            return
         progress = {"config": asdict(config), "step": step, "sums": sums, "seconds": seconds, "history": history}
         save_tensors(run.state() | progress, out / "last.pt", "the checkpoint")
         save_metrics(out, history)
 
-    start_folder(out, asdict(config) | {"precision": run.encoder.precision}, keep=bool(resume))
-    save_metrics(out, history)
-    print(
-        f"{config.dataset}: {count} images, {config.arch} on {device} in {run.encoder.precision}, {total} steps -> {out}"
-    )
-    stop = SignalCatcher()
-    bar = tqdm(total=total * batch, initial=step * batch, unit=" images", unit_scale=True, smoothing=0.05)
+    if ranks.first():
+        start_folder(out, asdict(config) | {"precision": run.encoder.precision}, keep=bool(resume))
+        save_metrics(out, history)
+        where = f"{device} in {run.encoder.precision}" + (f", {ranks.count()} processes" if ranks.count() > 1 else "")
+        print(f"{config.dataset}: {count} images, {config.arch} on {where}, {total} steps -> {out}")
+    stop, stopped = SignalCatcher(), 0
+    quiet = {} if ranks.first() else {"disable": True}
+    bar = tqdm(total=total * batch, initial=step * batch, unit=" images", unit_scale=True, smoothing=0.05, **quiet)
     with stop, bar:
         started = time.perf_counter() - seconds
         if not resume:
             bar.set_description("bank: one forward pass")
             run.init_bank(dataset.train)
+        run.forward = ranks.wrap(run.forward, device)
         run.encoder.train()
-        while step < total and not stop.signal:
+        while step < total and not stopped:
             epoch, done = divmod(step, per_epoch)
             bar.set_description(f"epoch {epoch + 1}/{config.epochs}")
             order = epoch_order(config, epoch, count)[done * batch : per_epoch * batch]
@@ -197,31 +205,32 @@ def train(config: Config, resume: dict | None = None, dataset: Dataset | None = 
                     losses = run.step(pixels, index, lr)
                 except FloatingPointError:
                     raise diverged(config, step, per_epoch, out) from None
-                sums += torch.stack(losses).cpu()
+                sums += losses.cpu()
                 step += 1
                 bar.update(batch)
-                if stop.signal:
+                stopped = ranks.any_of(stop.signal, device)
+                if stopped:
                     break
             seconds = time.perf_counter() - started
             if step % per_epoch == 0:
                 l_nce, l_kl = (sums / per_epoch).tolist()
                 row = {"epoch": epoch + 1, "step": step, "lr": lr, "loss": l_nce + config.lam * l_kl}
                 row |= {"nce": l_nce, "sqrt_kl": l_kl, "seconds": round(seconds, 1)}
-                due = config.knn_every and (step == total or (epoch + 1) % config.knn_every == 0)
+                due = config.knn_every and (step == total or (epoch + 1) % config.knn_every == 0) and ranks.first()
                 if due and dataset.labelled and dataset.test:
                     row["knn"] = knn_monitor(run.encoder, dataset, asdict(config), device)
                     bar.set_postfix(loss=f"{row['loss']:.3f}", knn=f"{row['knn']:.1%}")
                 history.append(row | (watch(run, dataset, epoch + 1) if watch else {}))
                 sums = torch.zeros(2, dtype=torch.float64)
                 save()
-                if due or step == total:
+                if (due or step == total) and ranks.first():
                     draw_progress(history, count, out / "progress.png")
                 started = time.perf_counter() - seconds  # looking and saving are not training
         if step < total:
             save()
     if step < total:
         message = f"stopped after step {step} of {total}, saved; go on with: python train.py --resume {out}"
-        raise Interrupted(message, stop.signal)
+        raise Interrupted(message, stopped)
     return history[-1] | {"out": str(out)}
 
 
@@ -264,14 +273,26 @@ def main(argv: list[str] | None = None) -> int:
         config, checkpoint = parse(argv, __doc__.split("\n")[0])
         result = train(config, checkpoint)
     except UserError as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        if ranks.first():
+            print(f"train.py: {error}", file=sys.stderr)
         return 2
     except Interrupted as interrupted:
-        print(interrupted.args[0], file=sys.stderr)
+        if ranks.first():
+            print(interrupted.args[0], file=sys.stderr)
         return 128 + interrupted.args[1]
+    except RuntimeError as error:
+        if ranks.count() == 1:
+            raise
+        print(f"train.py: another process of the group is gone ({str(error).splitlines()[0]})", file=sys.stderr)
+        print(f"go on, with any number of processes: train.py --resume {config.folder()}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped at once; what was saved before is in the run's folder", file=sys.stderr)
         return 128 + signal.SIGINT
+    finally:
+        ranks.stop()
+    if not ranks.first():
+        return 0
     knn = f", kNN {result['knn']:.1%}" if "knn" in result else ""
     print(f"done in {result['seconds']:.0f} s: loss {result['loss']:.3f}{knn}")
     print(f"measure it with: python eval_linear.py {result['out']}")

@@ -1,0 +1,96 @@
+"""Two processes make the run that one would make, and a process that dies ends it with a message."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from runs import new_encoder, read_checkpoint
+from train import train
+
+ROOT = Path(__file__).parent.parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+OPTIONS = {
+    "plain": {},
+    "sampled": {"negatives": 20, "cutmix": 0.5, "lam": 5.0},
+    "streamed": {"similarity_gb": 0.0, "lam": 5.0, "kl_temperature": 0.1},
+}
+SCRIPT = """
+import json, sys
+sys.path.insert(0, ".")
+from config import Config
+from train import train
+for config in json.loads(sys.argv[1]):
+    train(Config(**config))
+"""
+
+
+def test_two_processes_make_the_run_of_one(tiny, tmp_path):
+    calm = {"lr": 0.01, "epochs": 1, "warmup": 0.0, "subset": 48, "knn_every": 0}  # three steps: rounding grows
+    here = {name: train(tiny(**calm, **options, out=str(tmp_path / name))) for name, options in OPTIONS.items()}
+    configs = [vars(tiny(**calm, **options, out=str(tmp_path / f"two {name}"))) for name, options in OPTIONS.items()]
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [*TORCHRUN, tmp_path / "script.py", json.dumps(configs)]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 processes") == len(OPTIONS)
+    for name, alone in here.items():
+        history = [json.loads(line) for line in (tmp_path / f"two {name}" / "metrics.jsonl").read_text().splitlines()]
+        assert history[-1]["nce"] == pytest.approx(alone["nce"], rel=1e-4), name
+        assert history[-1]["sqrt_kl"] == pytest.approx(alone["sqrt_kl"], rel=1e-3), name
+        one, two = (read_checkpoint(str(tmp_path / place)) for place in (name, f"two {name}"))
+        torch.testing.assert_close(two["bank"]["weight"], one["bank"]["weight"], rtol=0, atol=2e-3)
+        assert one["encoder"].keys() == two["encoder"].keys() and one["step"] == two["step"] == 3
+        start = new_encoder(one["config"]).state_dict()
+        for key, value in one["encoder"].items():
+            moved = (value - start[key]).float().norm()
+            assert (two["encoder"][key] - value).float().norm() <= 0.01 * moved + 1e-6, (name, key)
+
+
+def workers(parent: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes by Linux's /proc")
+def test_a_process_that_dies_ends_the_run_and_another_number_of_them_goes_on(flags, tmp_path):
+    line = [ROOT / "train.py", *flags(epochs=500, knn_every=0, subset=32)]
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with subprocess.Popen([*TORCHRUN, *line], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        started = time.monotonic()
+        while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.monotonic() < started + 100:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        os.kill(workers(process.pid)[1], signal.SIGKILL)
+        error = process.communicate(timeout=100)[1]
+    assert process.returncode != 0 and ("is gone" in error or "stopped after step" in error)
+    step = read_checkpoint(str(tmp_path / "run"))["step"]
+    assert step > 0
+    again = [sys.executable, ROOT / "train.py", "--resume", tmp_path / "run"]
+    with subprocess.Popen(again, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        started = time.monotonic()
+        while read_checkpoint(str(tmp_path / "run"))["step"] <= step and time.monotonic() < started + 100:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert "stopped after step" in process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+
+
+def test_a_batch_that_cannot_be_shared_out_is_one_line(flags):
+    done = subprocess.run(
+        [*TORCHRUN, ROOT / "train.py", *flags(batch_size=15)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("train.py:")]
+    assert said == ["train.py: --batch-size 15 cannot be shared out evenly among 2 processes"]
