@@ -1,6 +1,6 @@
 """The bank as it learns: its spectrum with and without SqrtKL, and how far into the bank a view's gradient reaches.
 
-    python figures/bank_spectrum.py --scale demo          after the demo of Figures 3 and 5, whose runs these are
+    python figures/bank_spectrum.py --scale demo          after the demo of Figures 3 to 5, whose runs these are
     python figures/bank_spectrum.py                       redrawn from their results in figures/results
     python figures/bank_spectrum.py --data-dir my_cifar10
 
@@ -12,6 +12,7 @@ varies most, so it should flatten the spectrum; and its gradient reaches all row
 import sys
 
 import fig3_convergence as fig3
+import fig4_momentum as fig4
 import fig5_lambda as fig5
 import plots
 import torch
@@ -21,7 +22,7 @@ from sweep import Config, figure
 
 
 def points(base: Config, scale: str = "cpu") -> dict[str, Config]:
-    return fig3.points(base, scale) | fig5.points(base, scale)
+    return fig3.points(base, scale) | fig4.points(base, scale) | fig5.points(base, scale)
 
 
 def table(runs: list[dict]) -> str:
@@ -44,34 +45,54 @@ def table(runs: list[dict]) -> str:
 
 
 def draw(runs: list[dict], path) -> None:
-    picture, ((spectrum, rank), (flat, reach)) = plt.subplots(2, 2, figsize=(10, 7), constrained_layout=True)
+    picture, axes = plt.subplots(3, 2, figsize=(10, 10), constrained_layout=True)
+    spectrum, rank, rule, flat, share, rows = axes.flat
     for name, colour in ((fig3.WITHOUT, plots.BLUE), (fig3.WITH, plots.ORANGE)):
         shares = plots.history(runs, name, "spectrum").mean(0)  # (X, R)
         ranks = RANKS[: shares.shape[1]]
         for epoch, style in ((0, ":"), (len(shares) - 1, "-")):
-            label = f"{name}, epoch {epoch + 1}"
-            spectrum.plot(ranks, 100 * shares[epoch], style, color=colour, label=label)
+            spectrum.plot(ranks, 100 * shares[epoch], style, color=colour, label=f"{name}, epoch {epoch + 1}")
         y = plots.history(runs, name, "rank")
         plots.band(rank, range(1, y.shape[1] + 1), y, colour, name)
     spectrum.set(xscale="log", yscale="log", xlabel="principal axis of the bank", ylabel="share of its variance, %")
-    spectrum.set_ylim(bottom=1e-3)
-    spectrum.set_title("the first epoch against the last")
+    spectrum.set(ylim=(1e-3, None), title="the spectrum, first epoch against last")
     spectrum.legend(fontsize=8)
-    rank.set(xlabel="epoch", ylabel="effective rank", title="how many axes it would take, if all had equal shares")
-    rank.set_ylim(bottom=0)
+    rank.set(
+        xlabel="epoch",
+        ylabel="effective rank",
+        ylim=(0, None),
+        title="the same as one number: axes, if all had equal shares",
+    )
     rank.xaxis.get_major_locator().set_params(integer=True)
+    rank.legend()
 
-    place, labels = range(len(fig5.LAMBDAS)), [f"{lam:g}" for lam in fig5.LAMBDAS]
-    for words, colour in (("T = 1", plots.BLUE), ("T = τ", plots.ORANGE)):
-        names = [fig5.name(words, lam) for lam in fig5.LAMBDAS]
-        for axis, key, scale in ((flat, "rank", 1), (reach, "reach_share", 100)):
-            y = torch.stack([plots.history(runs, name, key)[:, -1] for name in names], dim=1)  # (S, λ)
-            plots.band(axis, place, scale * y, colour, words)
-    flat.set(ylabel="effective rank, after the last epoch", title="SqrtKL against the spectrum")
-    reach.set(ylabel="gradient on other rows, %", title="the gradient that falls beyond the image's own row")
-    for axis in (flat, reach):
-        axis.set(xlabel="λ, the weight of SqrtKL", xticks=place, xticklabels=labels)
+    def against(axis, labels, lines, key, scale, xlabel, ylabel, title):
+        for (words, names), colour in zip(lines.items(), (plots.BLUE, plots.ORANGE)):
+            y = torch.stack([plots.history(runs, name, key)[:, -1] for name in names], dim=1)  # (S, X)
+            plots.band(axis, range(len(labels)), scale * y, colour, words)
+        places = {"xticks": range(len(labels)), "xticklabels": [f"{label:g}" for label in labels]}
+        axis.set(xlabel=xlabel, ylabel=ylabel, title=title, **places)
         axis.legend()
+
+    momenta = {words: [fig4.name(words, m) for m in fig4.MOMENTA] for words in fig4.RULES.values()}
+    lambdas = {words: [fig5.name(words, lam) for lam in fig5.LAMBDAS] for words in ("T = 1", "T = τ")}
+    after, weight = "effective rank, after the last epoch", "λ, the weight of SqrtKL"
+    against(
+        rule,
+        fig4.MOMENTA,
+        momenta,
+        "rank",
+        1,
+        "m, the momentum of the bank's update",
+        after,
+        "the update rule and the spectrum",
+    )
+    against(flat, fig5.LAMBDAS, lambdas, "rank", 1, weight, after, "SqrtKL and the spectrum")
+    against(
+        share, fig5.LAMBDAS, lambdas, "reach_share", 100, weight, "%", "share of a view's gradient on rows not its own"
+    )
+    against(rows, fig5.LAMBDAS, lambdas, "reach_rows", 1, weight, "rows", "how many rows that gradient is spread over")
+    rows.set(yscale="log")
     last = {name: plots.history(runs, name, "rank")[:, -1].mean().item() for name in (fig3.WITHOUT, fig3.WITH)}
     title = f"The bank's effective rank ends at {last[fig3.WITHOUT]:.0f} without SqrtKL and at {last[fig3.WITH]:.0f} with λ = 20, T = 1"
     plots.finish(picture, title, runs, path)

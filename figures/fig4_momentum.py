@@ -41,4 +41,4 @@ def draw(runs: list[dict], path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(figure("fig4_momentum", __doc__, points, draw))
+    sys.exit(figure("fig4_momentum", __doc__, points, draw, needs=("rank",)))

@@ -9,6 +9,7 @@ Each pair of bars differs in lambda alone: 0 against 20 on the raw similarities 
 import sys
 from dataclasses import replace
 
+import fig3_convergence as fig3
 import plots
 from plots import plt
 from sweep import Config, figure
@@ -18,13 +19,15 @@ LAMBDAS = {", without": 0.0, ", with SqrtKL": 20.0}
 
 def points(base: Config, scale: str = "cpu") -> dict[str, Config]:
     few = base.subset // 5 or 10_000  # images; trained on for as many steps
+    longer = fig3.points(base, scale)[fig3.WITHOUT]
     settings = {
         "as Figure 5": base,
-        "random bank, NPID's rule": replace(base, bank_init="random", bank_update="npid"),
-        "τ = 0.2, NPID's rule": replace(base, temperature=0.2, bank_update="npid"),
-        f"{few} images": replace(base, subset=few, epochs=5 * base.epochs, momentum=0.9),
-        f"K = {base.batch_size * 4} negatives": replace(base, negatives=base.batch_size * 4),
-        f"D = {base.dim // 8}": replace(base, dim=base.dim // 8),
+        **({f"{longer.epochs} epochs, as Figure 3": longer} if longer != base else {}),
+        "NPID's rule, random bank": replace(base, bank_init="random", bank_update="npid"),
+        "NPID's rule, τ = 0.2": replace(base, temperature=0.2, bank_update="npid"),
+        f"{few} images": replace(
+            base, subset=few, epochs=5 * base.epochs, momentum=0.9, negatives=min(base.negatives, few // 2)
+        ),
     }
     return {f"{name}{words}": replace(c, lam=lam) for name, c in settings.items() for words, lam in LAMBDAS.items()}
 

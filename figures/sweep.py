@@ -133,9 +133,9 @@ def sweep(
 ) -> list[dict]:
     """All runs of points x seeds, from the file or made now, `jobs` at a time; returned in the order of the points.
 
-    Runs in the files beside it are taken over if their epochs have the figures named by needs.
+    A run that is there counts if its epochs have the figures named by needs; so do those in the files beside this one.
     """
-    runs = read(file)
+    runs = [run for run in read(file) if set(needs) <= run["epochs"][-1].keys()]
     here = {fingerprint(config.dataset, config.data_dir) for config in points.values()}
     if any(run["data"] not in here for run in runs) and here != {""}:
         raise UserError(f"{file}: measured on other images than those in --data-dir; name another file with --results")

@@ -141,11 +141,11 @@ def test_every_figure_is_drawn_and_its_title_says_what_the_figures_say(script, b
 
 
 def test_a_difference_beyond_chance_is_named(titles, tmp_path):
-    runs = invented(sqrtkl_where, better=["D = 64, with SqrtKL"])
+    runs = invented(sqrtkl_where, better=["1000 images, with SqrtKL"])
     for run in runs:  # equal gains in every seed would have no spread to compare with
-        run["final"]["knn"] += 0.001 * (run["seed"] == 1) * (run["name"] == "D = 64, with SqrtKL")
+        run["final"]["knn"] += 0.001 * (run["seed"] == 1) * (run["name"] == "1000 images, with SqrtKL")
     sqrtkl_where.draw(runs, tmp_path / "x.png")
-    assert "for D = 64 (+10.0 knn)" in titles[0] and "images" not in titles[0]
+    assert "for 1000 images (+10.0 knn)" in titles[0] and "Figure" not in titles[0]
 
 
 def test_the_framework_is_drawn(tmp_path, capsys):
