@@ -137,7 +137,8 @@ def sweep(
     """
     runs = [run for run in read(file) if set(needs) <= run["epochs"][-1].keys()]
     here = {fingerprint(config.dataset, config.data_dir) for config in points.values()}
-    if any(run["data"] not in here for run in runs) and here != {""}:
+    folders = {run["data"] for run in runs if run["config"]["dataset"] == "folder"}
+    if folders - here and here != {""}:
         raise UserError(f"{file}: measured on other images than those in --data-dir; name another file with --results")
     wanted = [(name, replace(config, seed=seed)) for seed in seeds for name, config in points.items()]
     need = {identity(asdict(c), c.seed) for _, c in wanted} - {identity(run["config"], run["seed"]) for run in runs}
