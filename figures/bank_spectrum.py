@@ -93,8 +93,15 @@ def draw(runs: list[dict], path) -> None:
     )
     against(rows, fig5.LAMBDAS, lambdas, "reach_rows", 1, weight, "rows", "how many rows that gradient is spread over")
     rows.set(yscale="log")
-    last = {name: plots.history(runs, name, "rank")[:, -1].mean().item() for name in (fig3.WITHOUT, fig3.WITH)}
-    title = f"The bank's effective rank ends at {last[fig3.WITHOUT]:.0f} without SqrtKL and at {last[fig3.WITH]:.0f} with λ = 20, T = 1"
+
+    def last(name):
+        return plots.history(runs, name, "rank")[:, -1].mean().item()
+
+    corrected, npid = (last(fig4.name(words, 0.5)) for words in fig4.RULES.values())
+    title = (
+        f"Effective rank of the bank at m = 0.5: {corrected:.0f} under the corrected rule, {npid:.0f} under NPID's\n"
+        f"with SqrtKL (λ = 20, T = 1) it ends at {last(fig3.WITH):.0f}, without at {last(fig3.WITHOUT):.0f}"
+    )
     plots.finish(picture, title, runs, path)
 
 
