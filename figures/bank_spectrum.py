@@ -92,7 +92,7 @@ def draw(runs: list[dict], path) -> None:
         share, fig5.LAMBDAS, lambdas, "reach_share", 100, weight, "%", "share of a view's gradient on rows not its own"
     )
     against(rows, fig5.LAMBDAS, lambdas, "reach_rows", 1, weight, "rows", "how many rows that gradient is spread over")
-    rows.set(yscale="log")
+    rows.set(ylim=(0, None))
 
     def last(name):
         return plots.history(runs, name, "rank")[:, -1].mean().item()
