@@ -14,7 +14,14 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 MODULES = {path.stem for path in ROOT.glob("*.py")}
 EVAL_FLAGS = set(re.findall(r'"(--[a-z-]+)"', Path(eval_linear.__file__).read_text()))
-SCRIPT_FLAGS = {"--seeds", "--jobs", "--keep", "--recipe", "--resume", "--overwrite", "--help"}
+SWEEP_FLAGS = set(re.findall(r'"(--[a-z-]+)"', (ROOT / "figures" / "sweep.py").read_text()))
+SCRIPT_FLAGS = SWEEP_FLAGS | {
+    "--recipe",
+    "--resume",
+    "--overwrite",
+    "--help",
+    "--nproc-per-node",
+}  # the last is torchrun's
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`([a-z_]+(?:\.[A-Za-z_]+)+)`", TEXT))))
