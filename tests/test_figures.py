@@ -204,7 +204,7 @@ import sys
 sys.path[:0] = ["figures", "tests"]
 from sweep import Config, SCALES, figure
 from conftest import TINY
-SCALES["cpu"] = TINY | {"epochs": 60, "subset": 64}
+SCALES["cpu"] = TINY | {"epochs": 24, "subset": 64}
 def points(base, scale):
     return {"a": base, "b": Config(**(base.__dict__ | {"lam": 1.0}))}
 if __name__ == "__main__":
@@ -227,11 +227,11 @@ def test_an_interrupted_sweep_goes_on_at_the_last_epoch(pictures, tmp_path):
         error = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and "the same command goes on" in error and "Traceback" not in error
     before = epochs()
-    assert max(before) < 60 and not (tmp_path / "x.json").exists()
+    assert max(before) < 24 and not (tmp_path / "x.json").exists()
     done = subprocess.run(command, cwd=sweeper.ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     runs = sweeper.read(tmp_path / "x.json")
-    assert sorted(run["name"] for run in runs) == ["a", "b"] and all(len(run["epochs"]) == 60 for run in runs)
+    assert sorted(run["name"] for run in runs) == ["a", "b"] and all(len(run["epochs"]) == 24 for run in runs)
     clock = [[row["seconds"] for row in run["epochs"]] for run in runs]
     assert all(row == sorted(row) for row in clock), "the clock of a run goes on where it stopped"
 
