@@ -1,6 +1,6 @@
 # make setup   a virtual environment in .venv with everything
 # make demo    train on the embedded shapes, evaluate, draw: a few minutes on two cores
-# make test    the test suite, under five minutes on two cores
+# make test    the test suite, five to eight minutes on two cores
 # make lint    ruff
 PYTHON ?= python3
 VENV := .venv
