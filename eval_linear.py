@@ -208,11 +208,11 @@ def train_head(
 # -------------------------------------------------------------------------------------------------------- all of it, once
 
 
-def knn_monitor(encoder: Encoder, dataset: Dataset, config: dict, device, k: int = 20) -> float:
+def knn_monitor(encoder: Encoder, dataset: Dataset, config: dict, device, k: int = 20, most=(5000, 1000)) -> float:
     """kNN on at most 5 000 training and 1 000 test images, for the progress of a run; never a result to report."""
     size, measured = eval_side(config, dataset.test), []
-    for images, most in ((dataset.labelled, 5000), (dataset.test, 1000)):
-        part = images.take(some(images, most))
+    for images, count in zip((dataset.labelled, dataset.test), most):
+        part = images.take(some(images, count))
         measured += [extract(encoder, part, size, device), part.labels.cpu()]
     return knn(*measured, k)
 

@@ -152,8 +152,9 @@ def train(config: Config, resume: dict | None = None, dataset: Dataset | None = 
 
     resume is a checkpoint of the same configuration, from `read_checkpoint`; without it a run that lies in the same
     folder is replaced. dataset is what `load_dataset` gave, if it was called already. watch(run, dataset, epoch), if
-    given, is called after every epoch with the `Pretraining`; the figures it returns join that epoch's metrics. Raises UserError for what the user can mend (a diverging loss among it) and Interrupted after
-    Ctrl-C or SIGTERM; the run's last.pt is good in every case.
+    given, is called after every epoch with the `Pretraining`; the figures it returns join that epoch's metrics. Raises
+    UserError for what the user can mend (a diverging loss among it) and Interrupted after Ctrl-C or SIGTERM; the run's
+    last.pt is good in every case.
     """
     config.check()
     out, device = config.folder(), ranks.start(pick_device(config.device))

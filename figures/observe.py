@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from config import Config
-from eval_linear import eval_side, extract, knn, some
+from eval_linear import knn_monitor, some
 from images import Dataset
 from loss import nce, sqrt_kl
 from train import Pretraining
@@ -70,12 +70,6 @@ class Watch:
         row["spectrum"] = [float(f"{shares[r - 1]:.3g}") for r in RANKS if r <= len(shares)]
         row["variance"] = round(1 - run.bank.weight.mean(0).square().sum().item(), 4)
         if self.looks and epoch % self.looks == 0 and dataset.labelled and dataset.test:
-            row["knn"] = full_knn(run, dataset)
+            every = len(dataset.labelled), len(dataset.test)
+            row["knn"] = knn_monitor(run.encoder, dataset, asdict(run.config), run.device, k=200, most=every)
         return row
-
-
-def full_knn(run: Pretraining, dataset: Dataset) -> float:
-    size, measured = eval_side(asdict(run.config), dataset.test), []
-    for images in (dataset.labelled, dataset.test):
-        measured += [extract(run.encoder, images, size, run.device), images.labels.cpu()]
-    return knn(*measured)

@@ -101,18 +101,7 @@ def run_one(name: str, config: Config, threads: int, looks: int, controls: bool,
     known = hashlib.blake2s(identity(asdict(config), config.seed).encode(), digest_size=6).hexdigest()
     folder = Path(keep or ROOT / "runs" / "figures") / known
     resume = read_checkpoint(str(folder)) if (folder / "last.pt").exists() else None
-    where = (
-        "dataset",
-        "data_dir",
-        "subset",
-        "holdout",
-        "size",
-        "batch_size",
-        "negatives",
-        "cache_gb",
-        "workers",
-        "cache_dir",
-    )
+    where = "dataset data_dir subset holdout size batch_size negatives cache_gb workers cache_dir".split()
     dataset = images(**{field: getattr(config, field) for field in where})
     train(replace(config, out=str(folder)), resume, dataset, Watch(looks))
     checkpoint = read_checkpoint(str(folder))
