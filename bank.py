@@ -19,16 +19,27 @@ RULES = ("corrected", "npid")
 
 
 class MemoryBank(nn.Module):
-    """N unit rows of D numbers: `weight` (N, D) float32, a buffer and never a parameter.
+    """N unit rows of D numbers: `weight` (N, D), a buffer and never a parameter.
 
     size is N, dim is D, momentum is m in [0, 1], rule is "corrected" or "npid", temperature is the tau of P in the
-    corrected rule. Starts at random; call `init_forward` for the paper's start. Raises ValueError for values outside
-    these ranges.
+    corrected rule, dtype is float32 or, in half the memory, bfloat16 (all arithmetic stays that of z). rows are those that
+    are held here, if the bank is split over processes: `weight` is then (len(rows), D), and only `init_forward` and the
+    streamed `update` can be used. Starts at random; call `init_forward` for the paper's start. Raises ValueError for
+    values outside these ranges.
     """
 
     weight: Tensor
 
-    def __init__(self, size: int, dim: int, momentum: float = 0.5, rule: str = "corrected", temperature: float = 0.2):
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        momentum: float = 0.5,
+        rule: str = "corrected",
+        temperature: float = 0.2,
+        dtype: torch.dtype = torch.float32,
+        rows: range | None = None,
+    ):
         super().__init__()
         if size < 1 or dim < 1:
             raise ValueError(f"a bank needs at least one row and one dimension, not size {size} and dim {dim}")
@@ -39,7 +50,8 @@ class MemoryBank(nn.Module):
         if not temperature > 0:
             raise ValueError(f"the bank's temperature must be greater than 0, not {temperature}")
         self.momentum, self.rule, self.temperature = momentum, rule, temperature
-        self.register_buffer("weight", torch.empty(size, dim))
+        self.size, self.rows = size, rows if rows is not None else range(size)
+        self.register_buffer("weight", torch.empty(len(self.rows), dim, dtype=dtype))
         self.init_random()
 
     # ------------------------------------------------------------------------------------------------ initialisation
@@ -64,12 +76,14 @@ class MemoryBank(nn.Module):
         for views, index in batches:
             z = F.normalize(encoder(views).float(), dim=1)  # (B, D)
             self._check(z, index)
-            self.weight[index] = z
-            filled.index_add_(0, index, torch.ones_like(index))
+            place, here = self._here(index)
+            self.weight[place] = z[here].to(self.weight.dtype)
+            filled.index_add_(0, place, torch.ones_like(place))
         encoder.train(was_training)
         if (filled != 1).any():
             row = int((filled != 1).nonzero()[0])
-            raise ValueError(f"batches must cover every row once, but row {row} was filled {filled[row]} times")
+            times = int(filled[row])
+            raise ValueError(f"batches must cover every row once, but row {self.rows[row]} was filled {times} times")
 
     # ------------------------------------------------------------------------------------------------------- reading
 
@@ -80,14 +94,15 @@ class MemoryBank(nn.Module):
         rows as they were.
         """
         rows = self.weight if columns is None else self.weight[columns]  # (M, D)
-        return z @ rows.T  # (B, M)
+        return z @ rows.to(z.dtype).T  # (B, M)
 
     @torch.no_grad()
     def sample(self, index: Tensor, negatives: int, generator: torch.Generator | None = None) -> Tensor:
         """Columns (M,) for a sampled softmax: the batch's own rows once each, then K others, none drawn twice.
 
-        Drawn on the bank's device (where `generator` must live too), without a Python loop. The original NPID code draws negatives among all rows, so an
-        image can meet its own row as a negative; here it cannot. Raises ValueError if fewer than K others exist.
+        Drawn on the bank's device (where `generator` must live too), without a Python loop. The original NPID code draws
+        negatives among all rows, so an image can meet its own row as a negative; here it cannot. Raises ValueError if
+        fewer than K others exist.
         """
         own = index.unique()
         others = len(self.weight) - len(own)
@@ -132,22 +147,13 @@ class MemoryBank(nn.Module):
         shape, an index outside the bank or a non-finite z; the bank is then untouched. Source: section "grad update" of
         arXiv 2404.19289 in our reading; the released code has NPID's rule.
         """
-        z = z.detach().to(self.weight.dtype)
+        z = z.detach().to(torch.promote_types(z.dtype, self.weight.dtype))
         self._check(z, index)
-        m = self.momentum
         if self.rule == "npid":
-            rows = index.unique()  # (R,)
-            place = torch.searchsorted(rows, index)  # (B,)
-            # m w_y + (1 - m) z_y
-            new = (m * self.weight[rows]).index_add_(0, place, z, alpha=1 - m)  # (R, D)
-            self.weight[rows] = _unit(new, self.weight[rows])
+            columns = self._here(index)[0].unique()  # (M,) the batch's own rows, and no others
+            parts = [(columns, (self.rows.start + columns[:, None] == index).to(z.dtype))]  # [k = y_i]  (M, B)
         elif log_total is not None:
-            for start in range(0, len(self.weight), chunk):
-                rows = self.weight[start : start + chunk]  # (C, D) a view: writing to it moves the bank
-                pull = (rows @ z.T / self.temperature - log_total).exp_().neg_()  # (C, B)
-                here = ((index >= start) & (index < start + len(rows))).nonzero()[:, 0]
-                pull[index[here] - start, here] += 1
-                _unit(torch.addmm(rows, pull, z, beta=m, alpha=1 - m), rows, out=rows)
+            parts = self._pull_in_chunks(z, index, log_total, chunk)
         else:
             if similarity is None:
                 similarity = self.similarity(z, columns)
@@ -158,16 +164,32 @@ class MemoryBank(nn.Module):
                 pull.scatter_add_(1, own, torch.ones_like(own, dtype=pull.dtype))
             else:
                 pull += target
-            old = self.weight if columns is None else self.weight[columns]
-            # m w_k + (1 - m) Σ_i ([k = y_i] - P_k^(i)) z_i
-            new = torch.addmm(old, pull.T, z, beta=m, alpha=1 - m)  # (M, D)
-            if columns is None:
-                _unit(new, old, out=self.weight)
-            else:
-                self.weight[columns] = _unit(new, old)
+            parts = [(slice(None) if columns is None else columns, pull.T)]
+        for place, pull in parts:
+            rows = self.weight[place].to(z.dtype)  # (M, D) the bank's own memory, or a copy of it
+            _move(rows, pull, z, self.momentum)
+            if self.weight.dtype != z.dtype:
+                rows = _round(rows)
+            if self.weight.dtype != z.dtype or not isinstance(place, slice):
+                self.weight[place] = rows
+
+    def _pull_in_chunks(self, z: Tensor, index: Tensor, log_total: Tensor, chunk: int):
+        """Yields a slice of C rows and its [k = y_i] - P_k^(i) (C, B), for one slice after the other."""
+        for start in range(0, len(self.weight), chunk):
+            rows = self.weight[start : start + chunk].to(z.dtype)  # (C, D)
+            pull = (rows @ z.T / self.temperature - log_total).exp_().neg_()  # (C, B)
+            place, here = self._here(index, start, start + len(rows))
+            pull[place, here] += 1
+            yield slice(start, start + len(rows)), pull
+
+    def _here(self, index: Tensor, start: int = 0, stop: int | None = None) -> tuple[Tensor, Tensor]:
+        """Which of the images (B,) have their rows among weight[start:stop]: their places there, and in the batch."""
+        place = index - self.rows.start - start
+        here = ((place >= 0) & (place < (len(self.rows) if stop is None else stop) - start)).nonzero()[:, 0]
+        return place[here], here
 
     def _check(self, z: Tensor, index: Tensor) -> None:
-        size, dim = self.weight.shape
+        size, dim = self.size, self.weight.shape[1]
         if z.ndim != 2 or z.shape[1] != dim or index.shape != z.shape[:1]:
             raise ValueError(f"expected z (B, {dim}) and index (B,), got {tuple(z.shape)} and {tuple(index.shape)}")
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
@@ -176,8 +198,24 @@ class MemoryBank(nn.Module):
             raise ValueError("z holds a value that is not finite: the encoder has diverged")
 
 
-def _unit(new: Tensor, old: Tensor, out: Tensor | None = None) -> Tensor:
-    """Rows of `new` (R, D) at unit length, those that are the zero vector as they are in `old`; `new` is used up."""
-    length = new.norm(dim=1, keepdim=True)  # (R, 1)
-    gone = length <= 1e-12
-    return torch.where(gone, old, new.div_(length.clamp_(min=1e-12)), out=out)
+def _move(rows: Tensor, pull: Tensor, z: Tensor, m: float) -> Tensor:
+    """normalise(m w_k + (1 - m) Σ_i pull_ki z_i) for rows (M, D), pull (M, B), z (B, D); in place, so no second bank."""
+    m = max(m, 1e-12)  # at m = 0 a row that nothing pulls keeps its direction
+    rows.addmm_(pull, z, beta=m, alpha=1 - m)
+    length = rows.norm(dim=1, keepdim=True)  # (M, 1)
+    gone = (length[:, 0] < 1e-14).nonzero()[:, 0]
+    if len(gone):  # m w + (1 - m) Σ is zero, so w points along -Σ: the row stays as it was
+        rows[gone] = -(pull[gone] @ z)
+        length[gone] = rows[gone].norm(dim=1, keepdim=True)
+    return rows.div_(length)
+
+
+def _round(x: Tensor) -> Tensor:
+    """float32 to bfloat16, up or down at random in proportion to what is lost: small steps count, on average, in full.
+
+    Rounding to the nearest would drop every step below 0.2 %, which is what most rows get in a large bank. bfloat16 is the
+    upper half of a float32, so a random lower half is added and then cut off. Overwrites x.
+    """
+    bits = x.view(torch.int32)
+    bits += torch.randint(2**16, bits.shape, dtype=torch.int32, device=x.device)
+    return bits.bitwise_and_(-(2**16)).view(torch.float32).bfloat16()

@@ -42,7 +42,8 @@ class Config:
     momentum: float = option(0.75, "m of the bank's update, in [0, 1]")
     bank_init: str = option("forward", "how the bank starts", ("forward", "random"))
     bank_update: str = option("corrected", "how the bank moves", RULES)
-    negatives: int = option(0, "K rows sampled beside the batch's own (0: the whole bank)")
+    bank_dtype: str = option("fp32", "numbers the bank is kept in; bf16 takes half the memory", ("fp32", "bf16"))
+    negatives: int = option(0, "K rows drawn beside the batch's own (0: the whole bank)")
     lam: float = option(0.0, "lambda, the weight of SqrtKL")
     kl_temperature: float = option(1.0, "T of SqrtKL's softmax")
     kl_direction: str = option("p||u", "KL(P||u) or KL(u||P)", DIRECTIONS)
@@ -70,6 +71,7 @@ class Config:
     workers: int = option(2, "processes that decode images which do not fit in memory")
     cache_gb: float = option(4.0, "decoded images up to this size are kept in memory, GB")
     cache_dir: str = option("runs/decoded", "decoded folders are kept here for the next start (empty: nowhere)")
+    shard_bank: bool = option(False, "split the bank's rows over the processes of torchrun")
     similarity_gb: float = option(1.0, "similarities (B, N) up to this size are held whole, larger ones streamed, GB")
 
     def folder(self) -> Path:
@@ -109,7 +111,7 @@ class Config:
 # laptop: the fields above; demo: a small network for `make demo`; released: the released script's CIFAR-10 command.
 RECIPES = {
     "laptop": {},
-    "demo": dict(width=16, dim=256, hidden=512, epochs=12, knn_every=3),
+    "demo": dict(width=16, dim=256, hidden=512, negatives=0, epochs=12, knn_every=3),
     "released": dict(
         arch="resnet18", size=32, layers=3, hidden=2048, dim=2048, temperature=0.2, momentum=0.5,
         bank_init="forward", bank_update="npid", negatives=10_000, lam=20.0, kl_temperature=1.0, cutmix=0.5,
@@ -119,6 +121,7 @@ RECIPES = {
 # What may change when a run goes on: where things are and how fast they run.
 FREE_ON_RESUME = {
     "out",
+    "shard_bank",
     "data_dir",
     "knn_every",
     "device",

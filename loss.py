@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import ranks
+
 DIRECTIONS = ("p||u", "u||p")
 
 
@@ -47,7 +49,8 @@ def sqrt_kl(
     #     KL(P‖u), u held:  dL/da_k = P_k (log P_k + H(P)) / 2      half the gradient of negative entropy
     #     KL(u‖P), u held:  dL/da_k = P_k - u_k
     #     Letting u move adds (u_k - P_k) / 2 to the first and u_k (log u_k - log P_k - K) / 2 to the second.
-    # For another power q, the 1/2 of the first line is 1 - q and those of the last are q. The batch mean divides by B, and s = T a by T. No k is left out: every row is pushed in every step.
+    # For another power q, the 1/2 of the first line is 1 - q and those of the last are q. The batch mean divides by B, and
+    # s = T a by T. No k is left out: every row is pushed in every step.
     if direction == "p||u":
         return (log_p.exp() * (log_p - log_u)).sum(1).mean()
     return (log_u.exp() * (log_u - log_p)).sum(1).mean()
@@ -76,14 +79,24 @@ def streaming_loss(
 
 
 def streaming_losses(
-    z: Tensor, weight: Tensor, index: Tensor, temperature: float, kl_temperature: float | None, chunk: int = 8192
+    z: Tensor,
+    weight: Tensor,
+    index: Tensor,
+    temperature: float,
+    kl_temperature: float | None,
+    chunk: int = 8192,
+    first: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """L_NCE, L_SqrtKL (0 if kl_temperature is None) and log Σ_j exp(s_ij / tau) (B,), which `bank.update` can use."""
+    """L_NCE, L_SqrtKL (0 if kl_temperature is None) and log Σ_j exp(s_ij / tau) (B,), which `bank.update` can use.
+
+    With first, weight is this rank's part of a bank that is split over ranks, and first the number of its first row; z and
+    index are this rank's part of the batch, to which the losses belong, and log_total is that of the whole batch.
+    """
     _check_temperature(temperature)
     _check_temperature(1.0 if kl_temperature is None else kl_temperature)
     if chunk < 1:
         raise ValueError(f"chunk must be at least one row, not {chunk}")
-    return _Streaming.apply(z, weight, index, temperature, kl_temperature, chunk)
+    return _Streaming.apply(z, weight, index, temperature, kl_temperature, chunk, first)
 
 
 class _Streaming(torch.autograd.Function):
@@ -97,8 +110,12 @@ class _Streaming(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, z, weight, index, temperature, kl_temperature, chunk):
-        own, kl = weight[index].to(z.dtype), kl_temperature is not None
+    def forward(ctx, z, weight, index, temperature, kl_temperature, chunk, first):
+        split, batch, mine, kl = first is not None, len(z), slice(None), kl_temperature is not None
+        if split:
+            z, index = ranks.gather(z), ranks.gather(index)  # of the whole batch
+            mine = ranks.part(len(z))
+        own = _own_rows(z, weight, index, first)  # (B, D)  w_y
         nce_mean, kl_mean, root = _Mean(), _Mean(), _Mean()
         for rows in weight.split(chunk):  # (C, D)
             rows = rows.to(z.dtype)
@@ -108,14 +125,17 @@ class _Streaming(torch.autograd.Function):
                 a = s / kl_temperature
                 kl_mean.add(a, rows, twice=True)
                 root.add(a / 2)
-        batch = len(z)
-        l_nce = (nce_mean.logsumexp() - (z * own).sum(1) / temperature).mean()
-        grad_nce = (nce_mean.of_rows() - own) / (temperature * batch)  # (B, D)
-        l_kl, grad_kl = z.new_zeros(()), torch.zeros_like(z) if kl else None
+        if split:
+            for mean in (nce_mean, kl_mean, root) if kl else (nce_mean,):
+                mean.over_ranks()
+        l_nce = (nce_mean.logsumexp() - (z * own).sum(1) / temperature)[mine].mean()
+        grad_nce = (nce_mean.of_rows() - own)[mine] / (temperature * batch)  # (B, D)
+        l_kl, grad_kl = z.new_zeros(()), torch.zeros_like(z[mine]) if kl else None
         if kl:
             e_a = kl_mean.of_logits()  # (B,)
-            l_kl = (e_a / 2 - kl_mean.logsumexp() + root.logsumexp()).mean()
-            grad_kl = (kl_mean.of_both() - e_a[:, None] * kl_mean.of_rows()) / (2 * kl_temperature * batch)  # (B, D)
+            l_kl = (e_a / 2 - kl_mean.logsumexp() + root.logsumexp())[mine].mean()
+            covariance = kl_mean.of_both() - e_a[:, None] * kl_mean.of_rows()  # (B, D)
+            grad_kl = covariance[mine] / (2 * kl_temperature * batch)
         ctx.save_for_backward(grad_nce, grad_kl)
         log_total = nce_mean.logsumexp()
         ctx.mark_non_differentiable(log_total)
@@ -125,7 +145,17 @@ class _Streaming(torch.autograd.Function):
     def backward(ctx, up_nce, up_kl, _):
         grad_nce, grad_kl = ctx.saved_tensors
         grad = up_nce * grad_nce if grad_kl is None else up_nce * grad_nce + up_kl * grad_kl
-        return grad, None, None, None, None, None
+        return grad, None, None, None, None, None, None
+
+
+def _own_rows(z: Tensor, weight: Tensor, index: Tensor, first: int | None) -> Tensor:
+    """w_y for every image of the batch (B, D), from this rank's rows and, if the bank is split, from those of the others."""
+    if first is None:
+        return weight[index].to(z.dtype)
+    here = (index >= first) & (index < first + len(weight))
+    own = torch.zeros_like(z)
+    own[here] = weight[index[here] - first].to(z.dtype)
+    return ranks.total(own)
 
 
 class _Mean:
@@ -150,6 +180,12 @@ class _Mean:
             scale = (self.top - top).exp()[:, None]
             sums = [new.addcmul_(old, scale) for new, old in zip(sums, self.sums)]
         self.top, self.sums = top, sums
+
+    def over_ranks(self) -> None:
+        """Join the sums of ranks that were each fed with other rows."""
+        top = ranks.largest(self.top.clone())
+        scale = (self.top - top).exp()[:, None]
+        self.top, self.sums = top, [ranks.total(part * scale) for part in self.sums]
 
     def logsumexp(self) -> Tensor:  # (B,)
         return self.top + self.sums[0][:, 0].log()

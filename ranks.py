@@ -4,6 +4,9 @@ Every rank holds the whole bank and draws the same numbers, so all know the whol
 Each sends its part of the views through the network; DistributedDataParallel averages the gradients, BatchNorm sees the
 whole batch, and z is gathered, so that every rank moves its bank alike. --batch-size is that of all ranks together: the
 run is the one that a single process would make, but for rounding, and can be resumed with another number of ranks.
+
+With --shard-bank a rank holds 1/ranks of the rows instead (`rows`). It then reads its rows with the z of the whole batch,
+and the sums under the softmax are added over ranks (`loss._Mean.over_ranks`); a row is moved where it lies.
 """
 
 import os
@@ -60,10 +63,40 @@ def gather(x: Tensor | None) -> Tensor | None:
 
 def mean(x: Tensor) -> Tensor:
     """The mean over ranks, the same on each."""
+    return total(x).div_(count())
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum over ranks, the same on each, in the place of x."""
     if count() > 1:
         dist.all_reduce(x)
-        x /= count()
     return x
+
+
+def largest(x: Tensor) -> Tensor:
+    """The elementwise maximum over ranks, the same on each, in the place of x."""
+    if count() > 1:
+        dist.all_reduce(x, dist.ReduceOp.MAX)
+    return x
+
+
+def rows(size: int) -> range:
+    """The rows of a bank of that size that this rank holds under --shard-bank."""
+    share, rank = -(-size // count()), dist.get_rank() if count() > 1 else 0
+    return range(min(size, rank * share), min(size, (rank + 1) * share))
+
+
+def collect(weight: Tensor, size: int) -> Tensor | None:
+    """The whole bank (size, D) on the CPU of the first rank, one rank's rows at a time; None on the others."""
+    share, parts = -(-size // count()), []
+    for rank in range(count()):
+        part = weight.new_zeros(max(0, min(share, size - rank * share)), weight.shape[1])
+        if rank == (dist.get_rank() if count() > 1 else 0):
+            part = weight.clone()
+        if count() > 1:
+            dist.broadcast(part, rank)
+        parts += [part.cpu()] if first() else []
+    return torch.cat(parts) if first() else None
 
 
 def any_of(flag: int, device: torch.device) -> int:
@@ -81,11 +114,11 @@ def wrap(encoder: nn.Module, device: torch.device) -> nn.Module:
         return encoder
     if device.type == "cuda":
         encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
-        return nn.parallel.DistributedDataParallel(encoder, [device], broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(encoder, [device])
     for module in encoder.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.__class__ = _BatchNormOverRanks
-    return nn.parallel.DistributedDataParallel(encoder, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(encoder)
 
 
 class _Sum(torch.autograd.Function):
@@ -114,13 +147,14 @@ class _BatchNormOverRanks(nn.modules.batchnorm._BatchNorm):
         if not self.training:
             return super().forward(x)
         over, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
-        average = _Sum.apply(x.mean(over)) / count()  # (C,)
-        x = x - average.view(shape)
-        variance = _Sum.apply(x.square().mean(over)) / count()  # (C,)
+        centred = x.float()  # sums over the batch in float32, whatever the encoder computes in
+        average = _Sum.apply(centred.mean(over)) / count()  # (C,)
+        centred = centred - average.view(shape)
+        variance = _Sum.apply(centred.square().mean(over)) / count()  # (C,)
         n = count() * x.numel() / x.shape[1]
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(average, self.momentum)
             self.running_var.lerp_(variance * n / (n - 1), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return x * scale.view(shape) + self.bias.view(shape)
+        return (centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype)

@@ -10,8 +10,8 @@ A run lives in --out (runs/<dataset>): config.json, metrics.jsonl (a line an epo
 atomically after every epoch and when the run is interrupted. `python eval_linear.py runs/<dataset>` measures it.
 
 Every random draw is a function of (seed, step): the order of an epoch comes from a generator seeded with the epoch, and
-torch's generators are seeded anew before each step. A resumed run therefore needs no generator's state to repeat the
-uninterrupted one, to the last bit on a CPU.
+torch's generators are seeded anew before the bank's first pass and before each step. A resumed run therefore needs no
+generator's state to repeat the uninterrupted one, to the last bit on a CPU.
 """
 
 import hashlib
@@ -66,17 +66,25 @@ class Pretraining:
         self.encoder = build_encoder(config).to(device, memory_format=torch.channels_last)
         self.encoder.precision = pick_precision(config.precision, device)
         self.forward = torch.compile(self.encoder) if config.compile else self.encoder
-        self.bank = MemoryBank(count, config.dim, config.momentum, config.bank_update, config.temperature).to(device)
+        dtype = torch.bfloat16 if config.bank_dtype == "bf16" else torch.float32
+        rows = ranks.rows(count) if config.shard_bank else None
+        bank = MemoryBank(count, config.dim, config.momentum, config.bank_update, config.temperature, dtype, rows)
+        self.bank = bank.to(device)
+        self.negatives = config.negatives if config.negatives < count - config.batch_size else 0  # K, or 0 for all N
         self.optimizer = torch.optim.SGD(
             self.encoder.parameters(), config.lr, config.sgd_momentum, weight_decay=config.weight_decay
         )
         whole = 4 * config.batch_size * count <= 1e9 * config.similarity_gb  # bytes of the similarities (B, N)
         plain = (
-            config.negatives
+            self.negatives
             or config.cutmix
             or (config.kl_direction, config.kl_detach, config.power) != ("p||u", True, 0.5)
         )
-        self.streams = not (whole or plain)
+        if config.shard_bank and plain:
+            raise UserError(
+                "--shard-bank reads all rows as they lie: --negatives 0, without --cutmix or SqrtKL's variants"
+            )
+        self.streams = config.shard_bank or not (whole or plain)
         self.augment = Augment(
             config.size, scale=(config.crop_min, 1.0), jitter=config.jitter_strengths(), jitter_p=config.jitter_p,
             gray_p=config.gray, blur_p=config.blur,
@@ -99,7 +107,7 @@ class Pretraining:
             group["lr"] = lr
 
         views = self.augment(pixels)  # (B, 3, H, W) one view an image
-        columns = bank.sample(index, c.negatives) if c.negatives else None  # (M,) rows, or None for all N
+        columns = bank.sample(index, self.negatives) if self.negatives else None  # (M,) rows, or None for all N
         target = bank.locate(index, columns)  # (B,) the column of each image's own row
         soft = None
         if c.cutmix:
@@ -112,9 +120,10 @@ class Pretraining:
         z = self.forward(views[mine])  # (B, D) unit rows
         if self.streams:  # the same losses and update, a few thousand rows of the bank at a time
             l_nce, l_kl, log_total = streaming_losses(
-                z, bank.weight, index[mine], c.temperature, c.kl_temperature if c.lam else None
-            )
-            move = {"log_total": ranks.gather(log_total)}
+                z, bank.weight, index[mine], c.temperature, c.kl_temperature if c.lam else None,
+                first=bank.rows.start if c.shard_bank else None,
+            )  # fmt: skip
+            move = {"log_total": log_total if c.shard_bank else ranks.gather(log_total)}
         else:
             similarity = bank.similarity(z, columns)  # (B, M) cosines
             l_nce = nce(similarity, (target if soft is None else soft)[mine], c.temperature)
@@ -135,15 +144,18 @@ class Pretraining:
         return losses
 
     def state(self) -> dict:
-        return {name: getattr(self, name).state_dict() for name in ("encoder", "bank", "optimizer")}
+        parts = {name: getattr(self, name).state_dict() for name in ("encoder", "bank", "optimizer")}
+        if self.config.shard_bank:  # a checkpoint holds the whole bank, for any number of ranks to go on with
+            parts["bank"]["weight"] = ranks.collect(self.bank.weight, self.bank.size)
+        return parts
 
     def load(self, checkpoint: dict) -> None:
-        rows = len(checkpoint["bank"]["weight"])
-        if rows != len(self.bank.weight):
-            here = f"{self.config.dataset} has {len(self.bank.weight)} images here"
-            raise UserError(f"--resume: the run's bank has {rows} rows, one an image, but {here}")
+        weight, rows = checkpoint["bank"]["weight"], self.bank.rows
+        if len(weight) != self.bank.size:
+            here = f"{self.config.dataset} has {self.bank.size} images here"
+            raise UserError(f"--resume: the run's bank has {len(weight)} rows, one an image, but {here}")
         load_weights(self.encoder, checkpoint, self.config.arch, "--resume")
-        self.bank.load_state_dict(checkpoint["bank"])
+        self.bank.load_state_dict({"weight": weight[rows.start : rows.stop]})
         self.optimizer.load_state_dict(checkpoint["optimizer"])
 
 
@@ -174,10 +186,11 @@ def train(config: Config, resume: dict | None = None, dataset: Dataset | None = 
     def save():
         if not all(torch.isfinite(p).all() for p in run.encoder.parameters()):
             raise diverged(config, step, per_epoch, out)
+        state = run.state()
         if not ranks.first():
             return
         progress = {"config": asdict(config), "step": step, "sums": sums, "seconds": seconds, "history": history}
-        save_tensors(run.state() | progress, out / "last.pt", "the checkpoint")
+        save_tensors(state | progress, out / "last.pt", "the checkpoint")
         save_metrics(out, history)
 
     if ranks.first():
@@ -192,6 +205,7 @@ def train(config: Config, resume: dict | None = None, dataset: Dataset | None = 
         started = time.perf_counter() - seconds
         if not resume:
             bar.set_description("bank: one forward pass")
+            torch.manual_seed(seed_of(config.seed, "bank"))
             run.init_bank(dataset.train)
         run.forward = ranks.wrap(run.forward, device)
         run.encoder.train()
@@ -241,8 +255,8 @@ def load_dataset(config: Config) -> Dataset:
     count = len(dataset.train)
     if c.batch_size > count:
         raise UserError(f"--batch-size {c.batch_size} is larger than the dataset, which has {count} training images")
-    if c.negatives > count - c.batch_size:
-        others = count - c.batch_size
+    others = count - c.batch_size
+    if c.negatives > others and c.negatives != Config.negatives:  # the default gives way to the whole bank
         raise UserError(f"--negatives {c.negatives} is more than the {others} rows that the bank has beside a batch")
     return dataset
 

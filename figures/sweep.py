@@ -43,9 +43,10 @@ from train import load_dataset, train
 
 SCALES = {
     "demo": dict(
-        dataset="shapes", subset=1000, width=8, size=16, dim=64, hidden=128, batch_size=64, momentum=0.9, epochs=4, warmup=1.0,
+        dataset="shapes", subset=1000, width=8, size=16, dim=64, hidden=128, negatives=0, batch_size=64, momentum=0.9,
+        epochs=4, warmup=1.0,
     ),
-    "cpu": dict(dataset="folder", subset=5000, width=16, size=24, dim=512, hidden=1024, epochs=6),
+    "cpu": dict(dataset="folder", subset=5000, width=16, size=24, dim=512, hidden=1024, negatives=0, epochs=6),
     # The released script's settings with the paper's update rule, and neither SqrtKL nor CutMix unless a figure says so.
     "paper": RECIPES["released"] | dict(dataset="cifar10", bank_update="corrected", lam=0.0, cutmix=0.0),
 }  # fmt: skip

@@ -19,8 +19,11 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 OPTIONS = {
     "plain": {},
-    "sampled": {"negatives": 20, "cutmix": 0.5, "lam": 5.0},
-    "streamed": {"similarity_gb": 0.0, "lam": 5.0, "kl_temperature": 0.1},
+    "sampled": {"negatives": 10, "cutmix": 0.5, "lam": 5.0},
+    "streamed": {"similarity_gb": 0.0, "lam": 1.0, "kl_temperature": 0.1},
+    "sharded": {"shard_bank": True, "lam": 1.0, "kl_temperature": 0.1},
+    "sharded npid": {"shard_bank": True, "bank_update": "npid"},
+    "bf16": {"precision": "bf16"},
 }
 SCRIPT = """
 import json, sys
@@ -33,9 +36,10 @@ for config in json.loads(sys.argv[1]):
 
 
 def test_two_processes_make_the_run_of_one(tiny, tmp_path):
-    calm = {"lr": 0.01, "epochs": 1, "warmup": 0.0, "subset": 48, "knn_every": 0}  # three steps: rounding grows
-    here = {name: train(tiny(**calm, **options, out=str(tmp_path / name))) for name, options in OPTIONS.items()}
-    configs = [vars(tiny(**calm, **options, out=str(tmp_path / f"two {name}"))) for name, options in OPTIONS.items()]
+    calm = {"lr": 0.01, "epochs": 1, "warmup": 0.0, "subset": 31, "knn_every": 0}  # one step: rounding grows with each
+    calm["precision"] = "fp32"
+    here = {name: train(tiny(**(calm | options), out=str(tmp_path / name))) for name, options in OPTIONS.items()}
+    configs = [vars(tiny(**(calm | options), out=str(tmp_path / f"two {name}"))) for name, options in OPTIONS.items()]
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [*TORCHRUN, tmp_path / "script.py", json.dumps(configs)]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
@@ -43,11 +47,15 @@ def test_two_processes_make_the_run_of_one(tiny, tmp_path):
     assert done.stdout.count("2 processes") == len(OPTIONS)
     for name, alone in here.items():
         history = [json.loads(line) for line in (tmp_path / f"two {name}" / "metrics.jsonl").read_text().splitlines()]
-        assert history[-1]["nce"] == pytest.approx(alone["nce"], rel=1e-4), name
+        coarse = OPTIONS[name].get("precision") == "bf16"
+        assert history[-1]["nce"] == pytest.approx(alone["nce"], rel=1e-2 if coarse else 1e-4), name
+        if coarse:
+            continue
         assert history[-1]["sqrt_kl"] == pytest.approx(alone["sqrt_kl"], rel=1e-3), name
         one, two = (read_checkpoint(str(tmp_path / place)) for place in (name, f"two {name}"))
         torch.testing.assert_close(two["bank"]["weight"], one["bank"]["weight"], rtol=0, atol=2e-3)
-        assert one["encoder"].keys() == two["encoder"].keys() and one["step"] == two["step"] == 3
+        assert one["encoder"].keys() == two["encoder"].keys()
+        assert one["step"] == two["step"] == one["config"]["subset"] // 16
         start = new_encoder(one["config"]).state_dict()
         for key, value in one["encoder"].items():
             moved = (value - start[key]).float().norm()
