@@ -2,16 +2,16 @@
 
     python bench.py overhead        a whole step against its backbone and projector alone, on a batch that lies ready
     python bench.py input           the batched augmentation against torchvision's transforms in a DataLoader
-    python bench.py bank            losses and bank update alone, plain and streamed, time and memory against N; a plot
-    python bench.py overhead --json             one JSON object in the last line, with "ratio"
+    python bench.py bank            losses and bank update alone, plain and streamed, time and memory against N
+    python bench.py field           a whole step against SimCLR, SimSiam, BYOL and MoCo (needs requirements-bench.txt)
     python bench.py overhead --device cuda      on a GPU
+    python figures/speed.py                     draws what they wrote
 
 Medians over --repeats rounds, after warming up, with the range that holds the middle half. Run it on a machine that does
-nothing else.
+nothing else. Each part writes figures/results/bench-<part>-<cpu or cuda>.json, which the picture is drawn from.
 """
 
 import argparse
-import gc
 import json
 import statistics
 import sys
@@ -28,66 +28,12 @@ from config import Config, Parser, check_device
 from eval_linear import hardware
 from images import Images, UserError
 from loss import nce, streaming_losses
-from models import pick_device
-from train import Pretraining
+from measure import in_turn, median, peak_memory, ratio
+from models import pick_device, pick_precision
+from runs import save_text
+from train import Pretraining, build_encoder
 
-PICTURE = Path(__file__).parent / "figures" / "results" / "bench-bank.png"
-
-
-# ------------------------------------------------------------------------------------------------------------- measuring
-
-
-def finish(device: torch.device) -> None:
-    if device.type != "cpu":
-        getattr(torch, device.type).synchronize()
-
-
-def in_turn(what: dict[str, object], device: torch.device, repeats: int, warm: int = 2) -> dict[str, list[float]]:
-    """Seconds of each call, round after round: whatever else slows the machine slows all of them alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in what}
-    for turn in range(warm + repeats):
-        for name, call in what.items():
-            finish(device)
-            started = time.perf_counter()
-            call()
-            finish(device)
-            if turn >= warm:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
-def ratio(seconds: dict[str, list[float]], name: str, other: str) -> dict[str, float]:
-    """How many times as long `name` takes: the median over rounds, and the quartiles."""
-    each = [a / b for a, b in zip(seconds[name], seconds[other])]
-    low, middle, high = statistics.quantiles(each, n=4) if len(each) > 1 else each * 3
-    return {"ratio": round(middle, 3), "low": round(low, 3), "high": round(high, 3)}
-
-
-def median(seconds: list[float]) -> float:
-    return round(statistics.median(seconds), 5)
-
-
-def peak_memory(call, device: torch.device) -> float | None:
-    """MiB that a call takes at its peak beyond what was held before it; None where the system does not tell."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    try:
-        reset.write_text("5")  # Linux: the peak is counted from here
-        before = _kib(status, "VmRSS")
-        call()
-        return (_kib(status, "VmHWM") - before) / 1024
-    except OSError:
-        call()
-        return None
-
-
-def _kib(status: Path, key: str) -> int:
-    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(key + ":"))
+RESULTS = Path(__file__).parent / "figures" / "results"
 
 
 def noise(count: int, side: int = 32) -> Images:
@@ -226,33 +172,85 @@ def bank(device: torch.device, repeats: int, scale: float, dim: int = 128, batch
             {"plain": plainly, "streamed": streamed}, device, max(2, repeats if count < 1e5 else repeats // 2)
         )
         rows[f"N = {count}"] = ratio(seconds, "streamed", "plain") | {k: median(v) for k, v in seconds.items()}
-        rows[f"N = {count}"] |= {k: round(v) for k, v in memory.items() if v is not None}
+        rows[f"N = {count}"] |= {k: round(v) for k, v in memory.items()}
     return {"ratio": max(row["ratio"] for row in rows.values()), "rows": rows}
 
 
-def draw_bank(result: dict, path: Path) -> None:
-    import matplotlib
+# ----------------------------------------------------------------------------------------------------------------- field
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    count = [int(name.split()[-1]) for name in result["rows"]]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
-    for axis, unit, words in zip(axes, ("", ", MiB"), ("seconds a step", "memory beyond the bank, MiB")):
-        for name, style in (("plain", "o-"), ("streamed", "s-")):
-            drawn = [(n, row[name + unit]) for n, row in zip(count, result["rows"].values()) if name + unit in row]
-            axis.plot(*zip(*drawn), style, label=name, color={"plain": "#d55e00", "streamed": "#0072b2"}[name])
-        axis.set(xscale="log", yscale="log", xlabel="N, rows of the bank", ylabel=words)
-        axis.grid(alpha=0.25)
-        axis.legend(frameon=False)
-    figure.suptitle(f"Losses and bank update alone, D = 128, batch 256; {result['hardware']}")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+def field(device: torch.device, repeats: int, scale: float) -> dict:
+    """images/s and memory of whole steps on one backbone; ratio is the smallest lead over a two-branch method.
+
+    "activations" is what the forward pass leaves for the backward pass, "step" the peak of a whole step.
+    """
+    from baselines import METHODS
+
+    batch = 64 if device.type == "cpu" else 256
+    config = Config(arch="resnet18", size=32, dim=128, hidden=512, negatives=0, batch_size=batch, device=device.type)
+    config = shrink(config, scale)
+    count, batch = max(2 * config.batch_size, int(50_000 * scale)), config.batch_size
+    images = noise(max(1024, batch)).to(device)
+    run = Pretraining(config, count, device)
+    run.encoder.train()
+    calls = {"ours": ours(run, images, count)}
+    for name, method in METHODS.items():
+        calls[name] = two_branches(method, config, images, device)
+    seconds = in_turn({name: step for name, (step, _) in calls.items()}, device, repeats, warm=1)
+    memory = {name: [peak_memory(call, device) for call in both] for name, both in calls.items()}
+    rows = {}
+    for name, each in seconds.items():
+        rows[name] = ratio(seconds, name, "ours") | {"images/s": round(batch / statistics.median(each), 1)}
+        rows[name] |= {"activations, MiB": round(memory[name][1]), "step, MiB": round(memory[name][0])}
+        rows[name]["ours / its activations"] = round(memory["ours"][1] / memory[name][1], 2)
+    goal = {"goal": {"ratio": 1.9, "ours / its activations": 0.55}}
+    return {"ratio": min(row["ratio"] for name, row in rows.items() if name != "ours"), "rows": rows} | goal
+
+
+def ours(run: Pretraining, images: Images, count: int):
+    """Two calls: a whole step, and its forward pass alone."""
+    c, places = run.config, torch.randint(count, (len(images),), device=run.device)
+
+    def fetch():
+        return next(images.batches(torch.randperm(len(images))[: c.batch_size], c.batch_size, run.device))
+
+    def step():
+        pixels, index = fetch()
+        run.step(pixels, places[index], c.lr)
+
+    def forward():
+        pixels, index = fetch()
+        nce(run.bank.similarity(run.forward(run.augment(pixels))), places[index], c.temperature)
+
+    return step, forward
+
+
+def two_branches(method, config: Config, images: Images, device: torch.device):
+    """The same two calls for a method of baselines.py, with the same backbone, augmentation and optimiser."""
+    encoder = build_encoder(config)
+    model = method(encoder.backbone, encoder.feature_dim).to(device, memory_format=torch.channels_last).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, config.lr, config.sgd_momentum, weight_decay=config.weight_decay)
+    augment, precision = Augment(config.size), pick_precision(config.precision, device)
+
+    def forward():
+        order = torch.randperm(len(images))[: config.batch_size]
+        pixels, _ = next(images.batches(order, config.batch_size, device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return model(augment(pixels), augment(pixels))
+
+    def step():
+        optimizer.zero_grad()
+        forward().backward()
+        optimizer.step()
+        model.after_step()
+
+    return step, forward
 
 
 # ---------------------------------------------------------------------------------------------------------- command line
 
-PARTS = {"overhead": overhead, "input": pipeline, "bank": bank}
+PARTS = {"overhead": overhead, "input": pipeline, "bank": bank, "field": field}
 
 
 def table(result: dict) -> str:
@@ -277,7 +275,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--scale", type=float, default=1.0, help="less than 1: smaller everything, to see that it runs [1]"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object in the last line")
-    parser.add_argument("--picture", type=Path, default=PICTURE, help="of bank [%(default)s]")
+    parser.add_argument(
+        "--results", type=Path, help="the file [figures/results/bench-PART-DEVICE.json, if --scale is 1]"
+    )
     args = parser.parse_args(argv)
     check_device(args.device)
     if args.repeats < 1 or not 0 < args.scale <= 1:
@@ -293,8 +293,9 @@ def main(argv: list[str] | None = None) -> int:
         result = PARTS[args.part](device, args.repeats, args.scale)
         result |= {"part": args.part, "hardware": hardware(args.device), "threads": torch.get_num_threads()}
         result |= {"date": time.strftime("%Y-%m-%d"), "repeats": args.repeats, "scale": args.scale}
-        if args.part == "bank":
-            draw_bank(result, args.picture)
+        if args.results or args.scale == 1:
+            file = args.results or RESULTS / f"bench-{args.part}-{device.type}.json"
+            save_text(json.dumps(result, indent=1) + "\n", file, "the results")
     except UserError as error:
         print(f"bench.py: {error}", file=sys.stderr)
         return 2

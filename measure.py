@@ -1,0 +1,64 @@
+"""Seconds and memory, measured so that a busy machine or another system does not change what they say."""
+
+import gc
+import json
+import os
+import statistics
+import tempfile
+import time
+from itertools import accumulate
+from pathlib import Path
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages are not for the reader of a table
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+def finish(device: torch.device) -> None:
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
+
+
+def in_turn(what: dict[str, object], device: torch.device, repeats: int, warm: int = 2) -> dict[str, list[float]]:
+    """Seconds of each call, round after round: whatever else slows the machine slows all of them alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in what}
+    for turn in range(warm + repeats):
+        for name, call in what.items():
+            finish(device)
+            started = time.perf_counter()
+            call()
+            finish(device)
+            if turn >= warm:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], name: str, other: str) -> dict[str, float]:
+    """How many times as long `name` takes: the median over rounds, and the quartiles."""
+    each = [a / b for a, b in zip(seconds[name], seconds[other])]
+    low, middle, high = statistics.quantiles(each, n=4) if len(each) > 1 else each * 3
+    return {"ratio": round(middle, 3), "low": round(low, 3), "high": round(high, 3)}
+
+
+def median(seconds: list[float]) -> float:
+    return round(statistics.median(seconds), 5)
+
+
+def peak_memory(call, device: torch.device) -> float:
+    """MiB of tensors that a call holds at its peak beyond what was held before it."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        seen.export_chrome_trace(f"{folder}/trace.json")
+        trace = json.loads(Path(folder, "trace.json").read_text(errors="replace"))["traceEvents"]
+    moves = sorted(
+        (e["ts"], e["args"]["Bytes"]) for e in trace if e["name"] == "[memory]"
+    )  # taken, or given back (< 0)
+    return max(accumulate((size for _, size in moves), initial=0)) / 2**20
