@@ -18,6 +18,7 @@ import fig3_convergence
 import fig4_momentum
 import fig5_lambda
 import ingredients
+import negatives
 import neighbours
 import observe
 import plots
@@ -56,7 +57,7 @@ def test_a_damaged_results_file_is_named_with_what_to_do(tmp_path):
     assert sweeper.read(tmp_path / "none.json") == []
 
 
-SCRIPTS = (fig3_convergence, fig4_momentum, fig5_lambda, ingredients, sqrtkl_where, bank_spectrum, recipe)
+SCRIPTS = (fig3_convergence, fig4_momentum, fig5_lambda, ingredients, sqrtkl_where, bank_spectrum, recipe, negatives)
 
 
 def base(scale):
