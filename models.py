@@ -7,6 +7,8 @@ with torchvision's parameter names, so `encoder.backbone.state_dict()` loads int
 (resnet10 and vit_tiny, which torchvision does not name, are built from its ResNet and VisionTransformer).
 """
 
+from functools import wraps
+
 import torch
 import torch.nn.functional as F
 import torchvision.models as tv
@@ -121,7 +123,7 @@ def build_projector(inputs: int, hidden: int, dim: int, layers: int) -> nn.Seque
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device of that name; "auto" is CUDA, else Apple's MPS, else the CPU. Raises ValueError for a device that is not there."""
+    """The device of that name; "auto" is CUDA, else Apple's MPS, else the CPU. ValueError for one that is not there."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, present in there.items() if present)
@@ -135,10 +137,32 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """The precision of that name; "auto" is bf16 where the hardware multiplies it, fp32 elsewhere: without it, bf16 was ten times slower on a CPU."""
+    """The precision of that name; "auto" is bf16 where the hardware multiplies it, fp32 elsewhere.
+
+    On a CPU that does not multiply it, bf16 was ten times slower.
+    """
     if name != "auto":
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     able = torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
     return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
+
+
+def coarse_products(step):
+    """Lets a method of something with an `encoder` multiply float32 matrices as coarsely as the encoder computes.
+
+    In bf16 their entries are rounded to bf16 on a CPU, to TF32 on CUDA, and summed in float32: what the bank costs falls to
+    less than half. torch has one such switch for the whole process; it is set back afterwards.
+    """
+
+    @wraps(step)
+    def inner(self, *args, **options):
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("medium" if self.encoder.precision == "bf16" else before)
+        try:
+            return step(self, *args, **options)
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return inner

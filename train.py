@@ -33,7 +33,7 @@ from config import Config, parse
 from eval_linear import knn_monitor
 from images import Dataset, Images, UserError
 from loss import nce, sqrt_kl, streaming_losses
-from models import Encoder, pick_device, pick_precision
+from models import Encoder, coarse_products, pick_device, pick_precision
 from runs import SignalCatcher, draw_progress, new_encoder, read_checkpoint, save_metrics, save_tensors, start_folder
 
 
@@ -97,6 +97,7 @@ class Pretraining:
             views = ((self.augment(pixels), index) for pixels, index in batches)
             self.bank.init_forward(self.forward, views)
 
+    @coarse_products
     def step(self, pixels: torch.Tensor, index: torch.Tensor, lr: float) -> torch.Tensor:
         """One step on images (B, 3, S, S) with their indices (B,): returns (L_NCE, L_SqrtKL), detached.
 

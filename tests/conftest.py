@@ -17,6 +17,7 @@ TINY = dict(
     momentum=0.9,
     epochs=2,
     device="cpu",
+    precision="fp32",
     knn_every=1,
 )
 

@@ -267,6 +267,39 @@ def test_a_batch_larger_than_the_bank_is_allowed_since_images_may_repeat():
     torch.testing.assert_close(bank.weight, expected, rtol=1e-5, atol=1e-6)
 
 
+# ---------------------------------------------------------------------------------------------------------- half the memory
+
+
+@pytest.mark.parametrize("rule", ["corrected", "npid"])
+@pytest.mark.parametrize("way", ["whole", "sampled", "streamed"])
+def test_a_bank_in_bf16_moves_as_one_in_float32_but_for_its_rounding(rule, way):
+    half, full = (MemoryBank(N, D, 0.5, rule, 0.1, dtype) for dtype in (torch.bfloat16, torch.float32))
+    full.weight.copy_(half.weight)
+    before, z, index = half.weight.clone(), unit(B, D, seed=1), torch.arange(B)
+    columns = half.sample(index, 4) if way == "sampled" else None
+    for bank in (half, full):
+        s = bank.similarity(z, columns)
+        assert s.dtype == torch.float32
+        bank.update(z, index, s, columns, log_total=(s / 0.1).logsumexp(1) if way == "streamed" else None, chunk=7)
+    assert half.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(half.weight.float(), full.weight, rtol=2**-7, atol=1e-6)  # one step of bf16, up or down
+    assert (half.weight[:B] != before[:B]).any(1).all()
+
+
+def test_steps_too_small_for_bf16_count_on_average():
+    """A row that moves by a tenth of what bf16 can tell still arrives; rounded to the nearest it would stand still."""
+    bank = MemoryBank(1, 512, 0.9995, "npid", dtype=torch.bfloat16)
+    start, goal = bank.weight.float().clone(), unit(1, 512, seed=1)
+    for _ in range(1000):
+        bank.update(goal, torch.zeros(1, dtype=torch.long))
+    exact = MemoryBank(1, 512, 0.9995, "npid")
+    exact.weight.copy_(start)
+    for _ in range(1000):
+        exact.update(goal, torch.zeros(1, dtype=torch.long))
+    moved, owed = (float((w.float() * goal).sum() - (start * goal).sum()) for w in (bank.weight, exact.weight))
+    assert owed > 0.2 and moved == pytest.approx(owed, rel=0.1)
+
+
 # ------------------------------------------------------------------------------------------------------------- refusals
 
 

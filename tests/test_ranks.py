@@ -37,7 +37,6 @@ for config in json.loads(sys.argv[1]):
 
 def test_two_processes_make_the_run_of_one(tiny, tmp_path):
     calm = {"lr": 0.01, "epochs": 1, "warmup": 0.0, "subset": 31, "knn_every": 0}  # one step: rounding grows with each
-    calm["precision"] = "fp32"
     here = {name: train(tiny(**(calm | options), out=str(tmp_path / name))) for name, options in OPTIONS.items()}
     configs = [vars(tiny(**(calm | options), out=str(tmp_path / f"two {name}"))) for name, options in OPTIONS.items()]
     (tmp_path / "script.py").write_text(SCRIPT)
@@ -68,7 +67,7 @@ def workers(parent: int) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes by Linux's /proc")
 def test_a_process_that_dies_ends_the_run_and_another_number_of_them_goes_on(flags, tmp_path):
-    line = [ROOT / "train.py", *flags(epochs=500, knn_every=0, subset=32)]
+    line = [ROOT / "train.py", *flags(epochs=500, knn_every=0, subset=32), "--shard-bank"]
     metrics = tmp_path / "run" / "metrics.jsonl"
     with subprocess.Popen([*TORCHRUN, *line], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
         started = time.monotonic()
