@@ -13,6 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "figures"))
 
 import bank_spectrum
+import cheaper_bank
 import fig2_framework
 import fig3_convergence
 import fig4_momentum
@@ -23,10 +24,12 @@ import neighbours
 import observe
 import plots
 import recipe
+import speed
 import sqrtkl_where
 import sweep as sweeper
 import torch
 
+import bench
 from config import Config
 from images import UserError
 from train import train
@@ -57,7 +60,9 @@ def test_a_damaged_results_file_is_named_with_what_to_do(tmp_path):
     assert sweeper.read(tmp_path / "none.json") == []
 
 
-SCRIPTS = (fig3_convergence, fig4_momentum, fig5_lambda, ingredients, sqrtkl_where, bank_spectrum, recipe, negatives)
+SCRIPTS = (
+    fig3_convergence, fig4_momentum, fig5_lambda, ingredients, sqrtkl_where, bank_spectrum, recipe, negatives, cheaper_bank
+)  # fmt: skip
 
 
 def base(scale):
@@ -289,3 +294,21 @@ def test_committed_results_are_whole():
         for run in json.loads(file.read_text())["runs"]:
             assert run["hardware"] and run["date"] and run["epochs"] and 0 < run["final"]["linear"] < 1, file
             assert run["data"] and not run["config"]["data_dir"] and not run["config"]["out"]
+
+
+def test_the_picture_of_speed_is_drawn_from_what_bench_writes(tmp_path, capsys):
+    for part in speed.PARTS:
+        line = [part, "--scale", "0.01", "--repeats", "1", "--device", "cpu"]
+        assert bench.main([*line, "--results", str(tmp_path / f"bench-{part}-cpu.json")]) == 0
+    picture = tmp_path / "x.png"
+    assert speed.main(["--results", str(tmp_path), "--picture", str(picture)]) == 0
+    assert picture.stat().st_size > 10_000
+
+    (tmp_path / "bench-field-cpu.json").write_text("{")
+    (tmp_path / "bench-bank-cpu.json").unlink()
+    for part, word in (("field", "damaged"), ("bank", "missing")):
+        assert speed.main(["--results", str(tmp_path), "--picture", str(tmp_path / "y.png")]) == 2
+        error = capsys.readouterr().err
+        assert word in error and f"python bench.py {part} --device cpu --results" in error and error.count("\n") == 1
+        (tmp_path / f"bench-{part}-cpu.json").write_text((tmp_path / "bench-overhead-cpu.json").read_text())
+    assert not (tmp_path / "y.png").exists()
