@@ -30,8 +30,8 @@ from images import Images, UserError
 from loss import nce, streaming_losses
 from measure import in_turn, median, peak_memory, ratio
 from models import pick_device, pick_precision
+from pretraining import Pretraining, build_encoder
 from runs import save_text
-from train import Pretraining, build_encoder
 
 RESULTS = Path(__file__).parent / "figures" / "results"
 

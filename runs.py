@@ -82,8 +82,8 @@ def save_metrics(out: Path, history: list[dict]) -> None:
     save_text("".join(json.dumps(row) + "\n" for row in history), out / "metrics.jsonl", "the metrics")
 
 
-def draw_progress(history: list[dict], images: int, path: Path) -> None:
-    """The NCE loss beside ln N, what guessing among N images costs, and the kNN accuracy, epoch by epoch."""
+def draw_progress(history: list[dict], choices: int, path: Path) -> None:
+    """The NCE loss beside ln M, what guessing among M rows of the bank costs, and the kNN accuracy, epoch by epoch."""
     import matplotlib  # here: it takes a second to import
 
     matplotlib.use("Agg")
@@ -91,9 +91,9 @@ def draw_progress(history: list[dict], images: int, path: Path) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), constrained_layout=True)
     left.plot([row["epoch"] for row in history], [row["nce"] for row in history], color="#0072b2")
-    left.axhline(math.log(images), color="gray", linestyle="--", linewidth=1)
-    end = (history[-1]["epoch"], math.log(images))
-    left.annotate(f"guessing: ln {images}", end, ha="right", va="top", color="gray", fontsize=8)
+    left.axhline(math.log(choices), color="gray", linestyle="--", linewidth=1)
+    end = (history[-1]["epoch"], math.log(choices))
+    left.annotate(f"guessing: ln {choices}", end, ha="right", va="top", color="gray", fontsize=8)
     left.set(xlabel="epoch", ylabel="NCE loss, nats", title="telling the images apart")
     looks = [row for row in history if "knn" in row]
     right.plot([row["epoch"] for row in looks], [100 * row["knn"] for row in looks], "o-", color="#d55e00")

@@ -21,8 +21,8 @@ import shapes
 from bank import MemoryBank
 from config import RECIPES, Config, Parser
 from images import UserError
+from pretraining import Pretraining
 from runs import replacing
-from train import Pretraining
 
 PICTURE = Path(__file__).parent / "results" / "fig2_framework.png"
 TYPE = {"family": "monospace", "fontsize": 8, "color": plots.GREY}

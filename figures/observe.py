@@ -9,7 +9,7 @@ from config import Config
 from eval_linear import knn_monitor, some
 from images import Dataset
 from loss import nce, sqrt_kl
-from train import Pretraining
+from pretraining import Pretraining
 
 RANKS = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512, 724, 1024, 1448, 2048)
 

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import pretraining
 import train as program
 from config import RECIPES, Config, parse
 from images import UserError
 from loss import nce, sqrt_kl
+from pretraining import Pretraining
 from runs import read_checkpoint, save_tensors
-from train import Interrupted, Pretraining, epoch_order, learning_rate, seed_of, train
+from train import Interrupted, epoch_order, learning_rate, seed_of, train
 
 ROOT = Path(__file__).parent.parent
 
@@ -445,13 +447,13 @@ def test_a_checkpoint_loads_without_running_code(tiny):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, flags, capsys, monkeypatch):
-    plain, calls = program.nce, []
+    plain, calls = pretraining.nce, []
 
     def failing(similarity, target, temperature):
         calls.append(1)
         return plain(similarity, target, temperature) * (float("nan") if len(calls) == 9 else 1)
 
-    monkeypatch.setattr(program, "nce", failing)
+    monkeypatch.setattr(pretraining, "nce", failing)
     assert program.main(flags()) == 2
     assert_one_line(capsys, "the loss is no longer finite at step 8, learning rate 0.0")
     checkpoint = read_checkpoint(tiny().out)
