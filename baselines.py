@@ -1,22 +1,31 @@
-"""Two-branch methods to stand beside: SimCLR, MoCo v2, BYOL and SimSiam from lightly's losses, heads and momentum updates.
+"""Two-branch methods to stand beside, from lightly's losses, heads and momentum updates: `train.py --method byol`.
 
 Each is an nn.Module around a backbone: `forward(view, other)` takes two views (B, 3, H, W) of the same images and gives the
 loss; `after_step()` follows the optimiser's step. Head sizes, temperatures and momenta are those of lightly's CIFAR-10
-benchmark. lightly is an optional dependency: pip install -r requirements-bench.txt.
+benchmark, whose learning rate and weight decay are SETTINGS. Backbone, augmentation, optimiser, schedule, checkpoints and
+evaluation are those of our own method. lightly is an optional dependency: pip install -r requirements-bench.txt.
 """
 
 import copy
 
+import torch
 from torch import Tensor, nn
 
-from images import UserError
+import ranks
+from config import Config
+from images import Images, UserError
+from models import pick_precision
+from pretraining import augmentation, build_encoder, load_weights
 
 try:
-    from lightly.loss import NegativeCosineSimilarity, NTXentLoss
+    from lightly.loss import BarlowTwinsLoss, DINOLoss, NegativeCosineSimilarity, NTXentLoss
     from lightly.models.modules import heads
     from lightly.models.utils import deactivate_requires_grad, update_momentum
 except ImportError as error:
     raise UserError(f"the two-branch methods need lightly: pip install -r requirements-bench.txt ({error})") from error
+
+
+SETTINGS = {"lr": 0.06, "weight_decay": 5e-4}  # for a batch of 128; lr in proportion to it
 
 
 class SimCLR(nn.Module):
@@ -55,13 +64,30 @@ class SimSiam(nn.Module):
         pass
 
 
+class BarlowTwins(nn.Module):
+    """arXiv 2103.03230: each output agrees with itself over the two views, and with no other output."""
+
+    def __init__(self, backbone: nn.Module, features: int):
+        super().__init__()
+        self.backbone = backbone
+        self.head = heads.ProjectionHead([(features, 2048, nn.BatchNorm1d(2048), nn.ReLU()), (2048, 2048, None, None)])
+        self.criterion = BarlowTwinsLoss()
+
+    def forward(self, view: Tensor, other: Tensor) -> Tensor:
+        return self.criterion(self.head(self.backbone(view)), self.head(self.backbone(other)))
+
+    def after_step(self) -> None:
+        pass
+
+
 class _WithTeacher(nn.Module):
     """A second network that follows the first: teacher <- m teacher + (1 - m) student after every step."""
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, m: float = 0.99):
+    def __init__(self, backbone: nn.Module, head, m: float = 0.99):
         super().__init__()
-        self.backbone, self.head, self.m = backbone, head, m
-        self.teacher, self.teacher_head = copy.deepcopy(backbone), copy.deepcopy(head)
+        self.backbone, self.head, self.m = backbone, head(), m
+        self.teacher, self.teacher_head = copy.deepcopy(backbone), head()
+        self.teacher_head.load_state_dict(self.head.state_dict())
         deactivate_requires_grad(self.teacher), deactivate_requires_grad(self.teacher_head)
 
     def forward(self, view: Tensor, other: Tensor) -> Tensor:
@@ -76,7 +102,7 @@ class MoCo(_WithTeacher):
     """arXiv 2003.04297: a view finds its partner, seen by the teacher, among a queue of 4 096 earlier ones."""
 
     def __init__(self, backbone: nn.Module, features: int):
-        super().__init__(backbone, heads.MoCoProjectionHead(features, 512, 128))
+        super().__init__(backbone, lambda: heads.MoCoProjectionHead(features, 512, 128))
         self.criterion = NTXentLoss(temperature=0.1, memory_bank_size=(4096, 128))
 
     def one_way(self, view: Tensor, other: Tensor) -> Tensor:
@@ -94,7 +120,7 @@ class BYOL(_WithTeacher):
     """arXiv 2006.07733: a view predicts what the teacher makes of its partner."""
 
     def __init__(self, backbone: nn.Module, features: int):
-        super().__init__(backbone, heads.BYOLProjectionHead(features, 1024, 256))
+        super().__init__(backbone, lambda: heads.BYOLProjectionHead(features, 1024, 256))
         self.predictor = heads.BYOLPredictionHead(256, 1024, 256)
         self.criterion = NegativeCosineSimilarity()
 
@@ -103,4 +129,76 @@ class BYOL(_WithTeacher):
         return self.criterion(prediction, self.teacher_head(self.teacher(other)).detach())
 
 
-METHODS = {"SimCLR": SimCLR, "SimSiam": SimSiam, "BYOL": BYOL, "MoCo": MoCo, "MoCo, one way": MoCoOneWay}
+class DINO(_WithTeacher):
+    """arXiv 2104.14294: a view predicts the teacher's centred and sharpened output for its partner. No local crops."""
+
+    def __init__(self, backbone: nn.Module, features: int):
+        super().__init__(backbone, lambda: heads.DINOProjectionHead(features, 512, 64, 2048, batch_norm=True))
+        self.criterion = DINOLoss(2048)
+
+    def forward(self, view: Tensor, other: Tensor) -> Tensor:
+        student = [self.head(self.backbone(v)) for v in (view, other)]
+        with torch.no_grad():
+            teacher = [self.teacher_head(self.teacher(v)) for v in (view, other)]
+        return self.criterion(teacher, student)
+
+
+METHODS = {
+    "simclr": SimCLR, "simsiam": SimSiam, "byol": BYOL, "moco": MoCo, "mocov2": MoCoOneWay, "barlow": BarlowTwins, "dino": DINO,
+}  # fmt: skip
+
+
+class TwoBranches:
+    """What a run of one of these learns with; for `train.train`, the same thing as `pretraining.Pretraining`."""
+
+    LOSSES = ("loss",)
+    choices = None
+
+    def __init__(self, config: Config, count: int, device: torch.device):
+        if ranks.count() > 1:
+            raise UserError(f"--method {config.method} runs in one process")
+        self.config, self.device = config, device
+        self.encoder = build_encoder(config).to(device, memory_format=torch.channels_last)
+        self.encoder.precision = pick_precision(config.precision, device)
+        model = METHODS[config.method](self.encoder.backbone, self.encoder.feature_dim)
+        self.model = model.to(device, memory_format=torch.channels_last).train()
+        self.forward = torch.compile(self.model) if config.compile else self.model
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.SGD(trained, config.lr, config.sgd_momentum, weight_decay=config.weight_decay)
+        self.augment = augmentation(config)
+
+    def init_bank(self, images: Images) -> None:
+        """There is none."""
+
+    def loss(self, pixels: Tensor) -> Tensor:
+        """The loss of images (B, 3, S, S) seen in two views each."""
+        with self.encoder.autocast(pixels):
+            return self.forward(self.augment(pixels), self.augment(pixels))
+
+    def step(self, pixels: Tensor, index: Tensor, lr: float) -> Tensor:
+        """One step on images (B, 3, S, S): returns (loss,), detached. FloatingPointError if it is not finite."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss = self.loss(pixels)
+        if not torch.isfinite(loss):
+            raise FloatingPointError
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.model.after_step()
+        return loss.detach()[None]
+
+    def state(self) -> dict:
+        return {
+            "encoder": self.encoder.state_dict(), "model": self._tensors(), "optimizer": self.optimizer.state_dict(),
+        }  # fmt: skip
+
+    def load(self, checkpoint: dict) -> None:
+        load_weights(self.encoder, checkpoint, self.config.arch, "--resume")
+        for name, tensor in self._tensors().items():
+            tensor.copy_(checkpoint["model"][name])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the model, with MoCo's queue, which its state_dict leaves out."""
+        return {name: p.detach() for name, p in (*self.model.named_parameters(), *self.model.named_buffers())}

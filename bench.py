@@ -30,7 +30,7 @@ from images import Images, UserError
 from loss import nce, streaming_losses
 from measure import in_turn, median, peak_memory, ratio
 from models import pick_device, pick_precision
-from pretraining import Pretraining, build_encoder
+from pretraining import Pretraining
 from runs import save_text
 
 RESULTS = Path(__file__).parent / "figures" / "results"
@@ -184,18 +184,16 @@ def field(device: torch.device, repeats: int, scale: float) -> dict:
 
     "activations" is what the forward pass leaves for the backward pass, "step" the peak of a whole step.
     """
-    from baselines import METHODS
+    from baselines import METHODS, TwoBranches
 
     batch = 64 if device.type == "cpu" else 256
     config = Config(arch="resnet18", size=32, dim=128, hidden=512, negatives=0, batch_size=batch, device=device.type)
     config = shrink(config, scale)
     count, batch = max(2 * config.batch_size, int(50_000 * scale)), config.batch_size
     images = noise(max(1024, batch)).to(device)
-    run = Pretraining(config, count, device)
-    run.encoder.train()
-    calls = {"ours": ours(run, images, count)}
+    calls = {"ours": calls_of(Pretraining(config, count, device), images, count)}
     for name, method in METHODS.items():
-        calls[name] = two_branches(method, config, images, device)
+        calls[method.__name__] = calls_of(TwoBranches(replace(config, method=name), count, device), images, count)
     seconds = in_turn({name: step for name, (step, _) in calls.items()}, device, repeats, warm=1)
     memory = {name: [peak_memory(call, device) for call in both] for name, both in calls.items()}
     rows = {}
@@ -207,9 +205,10 @@ def field(device: torch.device, repeats: int, scale: float) -> dict:
     return {"ratio": min(row["ratio"] for name, row in rows.items() if name != "ours"), "rows": rows} | goal
 
 
-def ours(run: Pretraining, images: Images, count: int):
+def calls_of(run, images: Images, count: int):
     """Two calls: a whole step, and its forward pass alone."""
     c, places = run.config, torch.randint(count, (len(images),), device=run.device)
+    run.encoder.train()
 
     def fetch():
         return next(images.batches(torch.randperm(len(images))[: c.batch_size], c.batch_size, run.device))
@@ -220,30 +219,10 @@ def ours(run: Pretraining, images: Images, count: int):
 
     def forward():
         pixels, index = fetch()
-        nce(run.bank.similarity(run.forward(run.augment(pixels))), places[index], c.temperature)
-
-    return step, forward
-
-
-def two_branches(method, config: Config, images: Images, device: torch.device):
-    """The same two calls for a method of baselines.py, with the same backbone, augmentation and optimiser."""
-    encoder = build_encoder(config)
-    model = method(encoder.backbone, encoder.feature_dim).to(device, memory_format=torch.channels_last).train()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, config.lr, config.sgd_momentum, weight_decay=config.weight_decay)
-    augment, precision = Augment(config.size), pick_precision(config.precision, device)
-
-    def forward():
-        order = torch.randperm(len(images))[: config.batch_size]
-        pixels, _ = next(images.batches(order, config.batch_size, device))
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return model(augment(pixels), augment(pixels))
-
-    def step():
-        optimizer.zero_grad()
-        forward().backward()
-        optimizer.step()
-        model.after_step()
+        if c.method == "ours":
+            nce(run.bank.similarity(run.forward(run.augment(pixels))), places[index], c.temperature)
+        else:
+            run.loss(pixels)
 
     return step, forward
 

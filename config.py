@@ -17,6 +17,7 @@ NOT_NEGATIVE = (
     "subset holdout width eval_size negatives lam cutmix weight_decay warmup knn_every workers similarity_gb".split()
 )
 SHARES = "momentum sgd_momentum crop_min jitter jitter_p gray blur power".split()
+METHODS = ("ours", "simclr", "moco", "mocov2", "byol", "simsiam", "barlow", "dino")
 
 
 def option(default, help, choices=None):
@@ -31,6 +32,7 @@ class Config:
     data_dir: str = option("data", "where the images lie, or are downloaded to")
     subset: int = option(0, "train on this many images only (0: all)")
     holdout: int = option(0, "use this many training images as the test set, to choose settings by")
+    method: str = option("ours", "the method; the others are two-branch ones to compare with", METHODS)
     arch: str = option("resnet10", "backbone", ARCHITECTURES)
     width: int = option(0, "channels of a ResNet's first stage (0: 32 for resnet10, 64 for the others)")
     size: int = option(24, "side of the training views, pixels")

@@ -36,8 +36,8 @@ class Encoder(nn.Module):
 
     arch is one of ARCHITECTURES; size the side of the training views in pixels (it chooses the stem, and the number of
     positions of vit_tiny); width the channels of a ResNet's first stage (None: 64 as in torchvision, and 32 for
-    resnet10, the small one that torchvision has not); dim is D; layers and hidden shape the projector. Raises
-    ValueError for an unknown arch or a width where it has no meaning.
+    resnet10, the small one that torchvision has not); dim is D; layers and hidden shape the projector (none for layers
+    0: D is then F). Raises ValueError for an unknown arch or a width where it has no meaning.
     """
 
     precision = "fp32"  # or "bf16": what the layers compute in, see `pick_precision`
@@ -49,7 +49,7 @@ class Encoder(nn.Module):
             self.backbone.eval()
             self.feature_dim = self.backbone(torch.zeros(1, 3, size, size)).shape[1]
             self.backbone.train()
-        self.projector = build_projector(self.feature_dim, hidden, dim, layers)
+        self.projector = build_projector(self.feature_dim, hidden, dim, layers) if layers else nn.Identity()
 
     def features(self, x: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, F)
         with self.autocast(x):

@@ -19,6 +19,8 @@ from runs import new_encoder
 class Pretraining:
     """What a run learns with and what it has learnt: encoder, bank, optimiser. `step` is the method of the paper."""
 
+    LOSSES = ("loss", "nce", "sqrt_kl")  # what `step` returns
+
     def __init__(self, config: Config, count: int, device: torch.device):
         self.config, self.device = config, device
         self.encoder = build_encoder(config).to(device, memory_format=torch.channels_last)
@@ -43,10 +45,12 @@ class Pretraining:
                 "--shard-bank reads all rows as they lie: --negatives 0, without --cutmix or SqrtKL's variants"
             )
         self.streams = config.shard_bank or not (whole or plain)
-        self.augment = Augment(
-            config.size, scale=(config.crop_min, 1.0), jitter=config.jitter_strengths(), jitter_p=config.jitter_p,
-            gray_p=config.gray, blur_p=config.blur,
-        )  # fmt: skip
+        self.augment = augmentation(config)
+
+    @property
+    def choices(self) -> int:
+        """The rows that a step's softmax runs over."""
+        return self.negatives + self.config.batch_size if self.negatives else self.bank.size
 
     def init_bank(self, images: Images) -> None:
         """Section "feature calibrate": one pass of the untrained encoder; a random bank is left as it was made."""
@@ -57,7 +61,7 @@ class Pretraining:
 
     @coarse_products
     def step(self, pixels: torch.Tensor, index: torch.Tensor, lr: float) -> torch.Tensor:
-        """One step on images (B, 3, S, S) with their indices (B,): returns (L_NCE, L_SqrtKL), detached.
+        """One step on images (B, 3, S, S) with their indices (B,): returns (L, L_NCE, L_SqrtKL), detached.
 
         Raises FloatingPointError, before weights or bank have moved, if the loss is not finite.
         """
@@ -91,7 +95,7 @@ class Pretraining:
                 l_kl = sqrt_kl(similarity, c.kl_temperature, c.kl_direction, c.kl_detach, c.power)
             move = {"similarity": ranks.gather(similarity.detach()), "columns": columns, "target": soft}
         loss = l_nce + c.lam * l_kl
-        losses = ranks.mean(torch.stack([l_nce.detach(), l_kl.detach()]))
+        losses = ranks.mean(torch.stack([loss, l_nce, l_kl]).detach())
         if not torch.isfinite(losses).all():
             raise FloatingPointError
         self.optimizer.zero_grad()
@@ -116,6 +120,13 @@ class Pretraining:
         load_weights(self.encoder, checkpoint, self.config.arch, "--resume")
         self.bank.load_state_dict({"weight": weight[rows.start : rows.stop]})
         self.optimizer.load_state_dict(checkpoint["optimizer"])
+
+
+def augmentation(config: Config) -> Augment:
+    return Augment(
+        config.size, scale=(config.crop_min, 1.0), jitter=config.jitter_strengths(), jitter_p=config.jitter_p,
+        gray_p=config.gray, blur_p=config.blur,
+    )  # fmt: skip
 
 
 def build_encoder(config: Config) -> Encoder:

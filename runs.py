@@ -26,7 +26,7 @@ def read_checkpoint(place: str) -> dict:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's readers raise a dozen kinds for a file that is not what they expect
         raise UserError(f"{path}: damaged or not a checkpoint ({type(error).__name__})") from error
-    if not isinstance(checkpoint, dict) or not {"config", "encoder", "bank"} <= checkpoint.keys():
+    if not isinstance(checkpoint, dict) or not {"config", "encoder", "optimizer"} <= checkpoint.keys():
         raise UserError(f"{path}: not a checkpoint of train.py")
     return checkpoint
 
@@ -34,8 +34,9 @@ def read_checkpoint(place: str) -> dict:
 def new_encoder(config: dict) -> Encoder:
     """The encoder of a run as it was built, before any step: the same seed gives the same weights."""
     torch.manual_seed(config["seed"])
-    arch, size, width, *projector = (config[key] for key in ("arch", "size", "width", "dim", "layers", "hidden"))
-    return Encoder(arch, size, width or None, *projector)
+    arch, size, width, dim, layers, hidden = (config[k] for k in ("arch", "size", "width", "dim", "layers", "hidden"))
+    ours = config.get("method", "ours") == "ours"
+    return Encoder(arch, size, width or None, dim, layers if ours else 0, hidden)  # the others bring heads of their own
 
 
 @contextmanager
@@ -82,19 +83,24 @@ def save_metrics(out: Path, history: list[dict]) -> None:
     save_text("".join(json.dumps(row) + "\n" for row in history), out / "metrics.jsonl", "the metrics")
 
 
-def draw_progress(history: list[dict], choices: int, path: Path) -> None:
-    """The NCE loss beside ln M, what guessing among M rows of the bank costs, and the kNN accuracy, epoch by epoch."""
+def draw_progress(history: list[dict], choices: int | None, path: Path) -> None:
+    """The NCE loss beside ln M, what guessing among M rows of the bank costs, and the kNN accuracy, epoch by epoch.
+
+    Without a bank (choices None), the loss alone.
+    """
     import matplotlib  # here: it takes a second to import
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), constrained_layout=True)
-    left.plot([row["epoch"] for row in history], [row["nce"] for row in history], color="#0072b2")
-    left.axhline(math.log(choices), color="gray", linestyle="--", linewidth=1)
-    end = (history[-1]["epoch"], math.log(choices))
-    left.annotate(f"guessing: ln {choices}", end, ha="right", va="top", color="gray", fontsize=8)
-    left.set(xlabel="epoch", ylabel="NCE loss, nats", title="telling the images apart")
+    key, words = ("nce", "NCE loss, nats") if choices else ("loss", "loss")
+    left.plot([row["epoch"] for row in history], [row[key] for row in history], color="#0072b2")
+    if choices:
+        left.axhline(math.log(choices), color="gray", linestyle="--", linewidth=1)
+        end = (history[-1]["epoch"], math.log(choices))
+        left.annotate(f"guessing: ln {choices}", end, ha="right", va="top", color="gray", fontsize=8)
+    left.set(xlabel="epoch", ylabel=words, title="telling the images apart")
     looks = [row for row in history if "knn" in row]
     right.plot([row["epoch"] for row in looks], [100 * row["knn"] for row in looks], "o-", color="#d55e00")
     right.set(xlabel="epoch", ylabel="kNN accuracy, %", title="what the features know of the classes")

@@ -72,8 +72,8 @@ def train(config: Config, resume: dict | None = None, dataset: Dataset | None = 
     count, batch = len(dataset.train), config.batch_size  # N, B
     per_epoch = count // batch  # the rest of an epoch's shuffled images waits for the next one
     total = config.epochs * per_epoch
-    run = Pretraining(config, count, device)
-    step, sums, seconds, history = 0, torch.zeros(2, dtype=torch.float64), 0.0, []
+    run = learner(config)(config, count, device)
+    step, sums, seconds, history = 0, torch.zeros(len(run.LOSSES), dtype=torch.float64), 0.0, []
     if resume:
         run.load(resume)
         step, sums, seconds, history = resume["step"], resume["sums"], resume["seconds"], resume["history"]
@@ -125,18 +125,17 @@ def train(config: Config, resume: dict | None = None, dataset: Dataset | None = 
                     break
             seconds = time.perf_counter() - started
             if step % per_epoch == 0:
-                l_nce, l_kl = (sums / per_epoch).tolist()
-                row = {"epoch": epoch + 1, "step": step, "lr": lr, "loss": l_nce + config.lam * l_kl}
-                row |= {"nce": l_nce, "sqrt_kl": l_kl, "seconds": round(seconds, 1)}
+                row = {"epoch": epoch + 1, "step": step, "lr": lr, "seconds": round(seconds, 1)}
+                row |= dict(zip(run.LOSSES, (sums / per_epoch).tolist()))
                 due = config.knn_every and (step == total or (epoch + 1) % config.knn_every == 0) and ranks.first()
                 if due and dataset.labelled and dataset.test:
                     row["knn"] = knn_monitor(run.encoder, dataset, asdict(config), device)
                     bar.set_postfix(loss=f"{row['loss']:.3f}", knn=f"{row['knn']:.1%}")
                 history.append(row | (watch(run, dataset, epoch + 1) if watch else {}))
-                sums = torch.zeros(2, dtype=torch.float64)
+                sums.zero_()
                 save()
                 if (due or step == total) and ranks.first():
-                    draw_progress(history, run.negatives + batch if run.negatives else count, out / "progress.png")
+                    draw_progress(history, run.choices, out / "progress.png")
                 started = time.perf_counter() - seconds  # looking and saving are not training
         if step < total:
             save()
@@ -144,6 +143,15 @@ def train(config: Config, resume: dict | None = None, dataset: Dataset | None = 
         message = f"stopped after step {step} of {total}, saved; go on with: python train.py --resume {out}"
         raise Interrupted(message, stopped)
     return history[-1] | {"out": str(out)}
+
+
+def learner(config: Config):
+    """The class that makes the steps of config's method."""
+    if config.method == "ours":
+        return Pretraining
+    import baselines  # here: it needs a package that our own method does not
+
+    return baselines.TwoBranches
 
 
 def load_dataset(config: Config) -> Dataset:

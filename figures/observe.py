@@ -56,7 +56,14 @@ class Watch:
     def __init__(self, looks: int = 0, views: int = 256):
         self.looks, self.views = looks, views
 
-    def __call__(self, run: Pretraining, dataset: Dataset, epoch: int) -> dict:
+    def __call__(self, run, dataset: Dataset, epoch: int) -> dict:
+        row = self.bank(run, dataset) if isinstance(run, Pretraining) else {}
+        if self.looks and epoch % self.looks == 0 and dataset.labelled and dataset.test:
+            every = len(dataset.labelled), len(dataset.test)
+            row["knn"] = knn_monitor(run.encoder, dataset, asdict(run.config), run.device, k=200, most=every)
+        return row
+
+    def bank(self, run: Pretraining, dataset: Dataset) -> dict:
         index = some(dataset.train, self.views)
         pixels, index = next(dataset.train.batches(index, len(index), run.device))
         torch.manual_seed(0)  # the same views every time; the next training step seeds anew
@@ -69,7 +76,4 @@ class Watch:
         row["rank"] = round(perplexity(shares).item(), 2)
         row["spectrum"] = [float(f"{shares[r - 1]:.3g}") for r in RANKS if r <= len(shares)]
         row["variance"] = round(1 - run.bank.weight.mean(0).square().sum().item(), 4)
-        if self.looks and epoch % self.looks == 0 and dataset.labelled and dataset.test:
-            every = len(dataset.labelled), len(dataset.test)
-            row["knn"] = knn_monitor(run.encoder, dataset, asdict(run.config), run.device, k=200, most=every)
         return row

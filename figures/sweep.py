@@ -110,7 +110,7 @@ def run_one(name: str, config: Config, threads: int, looks: int, controls: bool,
     if not keep:
         shutil.rmtree(folder)
     return {
-        "name": name, "method": "ours", "seed": config.seed, "config": asdict(replace(config, out="", data_dir="")),
+        "name": name, "method": config.method, "seed": config.seed, "config": asdict(replace(config, out="", data_dir="")),
         "data": fingerprint(config.dataset, config.data_dir),
         "hardware": f"{hardware(config.device)}, {threads} thread{'s' * (threads > 1)}", "date": time.strftime("%Y-%m-%d"),
         "epochs": checkpoint["history"], "final": final["trained"],

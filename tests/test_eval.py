@@ -243,7 +243,7 @@ def test_the_table_shows_percent_with_spread_and_gaps():
 def test_the_exported_backbone_loads_into_torchvisions_resnet18_as_the_readme_says(tmp_path, monkeypatch):
     encoder = Encoder("resnet18", 32, dim=16, hidden=16)
     config = {"arch": "resnet18", "size": 32, "width": 0, "dim": 16, "layers": 2, "hidden": 16, "seed": 0}
-    save_tensors({"config": config, "encoder": encoder.state_dict(), "bank": {}}, tmp_path / "last.pt", "it")
+    save_tensors({"config": config, "encoder": encoder.state_dict(), "optimizer": {}}, tmp_path / "last.pt", "it")
     assert program.main([str(tmp_path / "last.pt"), "--export", str(tmp_path / "backbone.pt")]) == 0
 
     monkeypatch.chdir(tmp_path)

@@ -63,7 +63,7 @@ def test_one_step_is_loss_backward_sgd_then_bank(tiny):
     pixels = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
     index = torch.arange(16) * 3
     torch.manual_seed(5)
-    l_nce, l_kl = run.step(pixels, index, 0.1)
+    loss, l_nce, l_kl = run.step(pixels, index, 0.1)
 
     torch.manual_seed(5)
     old = twin.bank.weight.clone()
@@ -71,6 +71,7 @@ def test_one_step_is_loss_backward_sgd_then_bank(tiny):
     s = z @ old.T
     torch.testing.assert_close(l_nce, nce(s, index, 0.1))
     torch.testing.assert_close(l_kl, sqrt_kl(s, 1.0))
+    torch.testing.assert_close(loss, l_nce + 2.0 * l_kl)
     (nce(s, index, 0.1) + 2.0 * sqrt_kl(s, 1.0)).backward()
     for mine, theirs in zip(run.encoder.parameters(), twin.encoder.parameters()):
         torch.testing.assert_close(mine, theirs - 0.1 * theirs.grad, rtol=1e-4, atol=1e-5)
