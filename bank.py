@@ -93,7 +93,7 @@ class MemoryBank(nn.Module):
         Gradient flows to z. The bank is a constant here: call `update` after the backward pass, which still needs the
         rows as they were.
         """
-        rows = self.weight if columns is None else self.weight[columns]  # (M, D)
+        rows = self.weight if columns is None else self.weight.index_select(0, columns)  # (M, D)
         return z @ rows.to(z.dtype).T  # (B, M)
 
     @torch.no_grad()
@@ -143,9 +143,10 @@ class MemoryBank(nn.Module):
         target (B, M) soft weights that replace [k = y_i] in the corrected rule (CutMix). log_total (B,), the
         log Σ_j exp(s_ij / tau) that `loss.streaming_losses` returns, stands in for similarity: the rows then move
         `chunk` at a time, and no (B, N) matrix is held. An index that occurs twice adds both of its views, as the sum over
-        the batch says. A row whose new value would be the zero vector stays as it was. Raises ValueError for a wrong
-        shape, an index outside the bank or a non-finite z; the bank is then untouched. Source: section "grad update" of
-        arXiv 2404.19289 in our reading; the released code has NPID's rule.
+        the batch says. A row whose new value would be the zero vector stays as it was. Under autocast the products are made
+        in its type; the rows move in their own. Raises ValueError for a wrong shape, an index outside the bank or a
+        non-finite z; the bank is then untouched. Source: section "grad update" of arXiv 2404.19289 in our reading; the
+        released code has NPID's rule.
         """
         z = z.detach().to(torch.promote_types(z.dtype, self.weight.dtype))
         self._check(z, index)
@@ -166,11 +167,15 @@ class MemoryBank(nn.Module):
                 pull += target
             parts = [(slice(None) if columns is None else columns, pull.T)]
         for place, pull in parts:
-            rows = self.weight[place].to(z.dtype)  # (M, D) the bank's own memory, or a copy of it
+            whole = isinstance(place, slice)
+            rows = (
+                self.weight[place] if whole else self.weight.index_select(0, place)
+            )  # (M, D) the bank itself, or a copy
+            rows = rows.to(z.dtype)
             _move(rows, pull, z, self.momentum)
             if self.weight.dtype != z.dtype:
                 rows = _round(rows)
-            if self.weight.dtype != z.dtype or not isinstance(place, slice):
+            if self.weight.dtype != z.dtype or not whole:
                 self.weight[place] = rows
 
     def _pull_in_chunks(self, z: Tensor, index: Tensor, log_total: Tensor, chunk: int):
@@ -201,7 +206,10 @@ class MemoryBank(nn.Module):
 def _move(rows: Tensor, pull: Tensor, z: Tensor, m: float) -> Tensor:
     """normalise(m w_k + (1 - m) Σ_i pull_ki z_i) for rows (M, D), pull (M, B), z (B, D); in place, so no second bank."""
     m = max(m, 1e-12)  # at m = 0 a row that nothing pulls keeps its direction
-    rows.addmm_(pull, z, beta=m, alpha=1 - m)
+    if torch.is_autocast_enabled(rows.device.type):
+        rows.mul_(m).add_(pull @ z, alpha=1 - m)  # the product in bf16, the sum in float32
+    else:
+        rows.addmm_(pull, z, beta=m, alpha=1 - m)
     length = rows.norm(dim=1, keepdim=True)  # (M, 1)
     gone = (length[:, 0] < 1e-14).nonzero()[:, 0]
     if len(gone):  # m w + (1 - m) Σ is zero, so w points along -Σ: the row stays as it was

@@ -45,7 +45,7 @@ class Config:
     bank_init: str = option("forward", "how the bank starts", ("forward", "random"))
     bank_update: str = option("corrected", "how the bank moves", RULES)
     bank_dtype: str = option("fp32", "numbers the bank is kept in; bf16 takes half the memory", ("fp32", "bf16"))
-    negatives: int = option(0, "K rows drawn beside the batch's own (0: the whole bank)")
+    negatives: int = option(1000, "K rows drawn beside the batch's own (0, or as many as there are: the whole bank)")
     lam: float = option(0.0, "lambda, the weight of SqrtKL")
     kl_temperature: float = option(1.0, "T of SqrtKL's softmax")
     kl_direction: str = option("p||u", "KL(P||u) or KL(u||P)", DIRECTIONS)

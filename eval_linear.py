@@ -298,7 +298,7 @@ def hardware(device: str = "auto") -> str:
     if cpuinfo.exists():
         lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         name = lines[0].split(":", 1)[1].strip() if lines else name
-    return f"{name}, {os.cpu_count()} cores"
+    return f"{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"  # with its instruction set
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -7,8 +7,6 @@ with torchvision's parameter names, so `encoder.backbone.state_dict()` loads int
 (resnet10 and vit_tiny, which torchvision does not name, are built from its ResNet and VisionTransformer).
 """
 
-from functools import wraps
-
 import torch
 import torch.nn.functional as F
 import torchvision.models as tv
@@ -147,22 +145,3 @@ def pick_precision(name: str, device: torch.device) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     able = torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
     return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
-
-
-def coarse_products(step):
-    """Lets a method of something with an `encoder` multiply float32 matrices as coarsely as the encoder computes.
-
-    In bf16 their entries are rounded to bf16 on a CPU, to TF32 on CUDA, and summed in float32: what the bank costs falls to
-    less than half. torch has one such switch for the whole process; it is set back afterwards.
-    """
-
-    @wraps(step)
-    def inner(self, *args, **options):
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("medium" if self.encoder.precision == "bf16" else before)
-        try:
-            return step(self, *args, **options)
-        finally:
-            torch.set_float32_matmul_precision(before)
-
-    return inner

@@ -12,7 +12,7 @@ from bank import MemoryBank
 from config import Config
 from images import Images, UserError
 from loss import nce, sqrt_kl, streaming_losses
-from models import Encoder, coarse_products, pick_precision
+from models import Encoder, pick_precision
 from runs import new_encoder
 
 
@@ -59,7 +59,6 @@ class Pretraining:
             views = ((self.augment(pixels), index) for pixels, index in batches)
             self.bank.init_forward(self.forward, views)
 
-    @coarse_products
     def step(self, pixels: torch.Tensor, index: torch.Tensor, lr: float) -> torch.Tensor:
         """One step on images (B, 3, S, S) with their indices (B,): returns (L, L_NCE, L_SqrtKL), detached.
 
@@ -88,7 +87,8 @@ class Pretraining:
             )  # fmt: skip
             move = {"log_total": log_total if c.shard_bank else ranks.gather(log_total)}
         else:
-            similarity = bank.similarity(z, columns)  # (B, M) cosines
+            with self.encoder.autocast(z):  # the bank is the network's last layer
+                similarity = bank.similarity(z, columns).float()  # (B, M) cosines
             l_nce = nce(similarity, (target if soft is None else soft)[mine], c.temperature)
             l_kl = torch.zeros_like(l_nce)
             if c.lam:
@@ -103,7 +103,8 @@ class Pretraining:
         self.optimizer.step()
         # The bank moves with the z and the P of this step. It moves last, since the backward pass needs the rows that the
         # similarities came from. The released code moves it before the losses; they read the old similarities either way.
-        bank.update(ranks.gather(z.detach()), index, **move)
+        with self.encoder.autocast(z):
+            bank.update(ranks.gather(z.detach()), index, **move)
         return losses
 
     def state(self) -> dict:

@@ -38,7 +38,10 @@ import data
 from config import FREE_ON_RESUME, RECIPES, Config, Parser
 from eval_linear import evaluate, hardware
 from images import Dataset, UserError
+from measure import peak_memory
+from models import pick_device, pick_precision
 from runs import read_checkpoint, replacing, save_text
+from train import learner as learner_of
 from train import load_dataset, train
 
 SCALES = {
@@ -93,7 +96,7 @@ def images(**fields) -> Dataset:
     return load_dataset(Config(**fields))
 
 
-def run_one(name: str, config: Config, threads: int, looks: int, controls: bool, keep: str) -> dict:
+def run_one(name: str, config: Config, threads: int, looks: int, controls: bool, keep: str, memory: bool) -> dict:
     """Train and evaluate; returns the run's entry in the results.
 
     Its folder lies in `keep` or, until the run is in the results, in runs/figures; a run that stopped goes on from there.
@@ -106,20 +109,38 @@ def run_one(name: str, config: Config, threads: int, looks: int, controls: bool,
     dataset = images(**{field: getattr(config, field) for field in where})
     train(replace(config, out=str(folder)), resume, dataset, Watch(looks))
     checkpoint = read_checkpoint(str(folder))
+    precision = pick_precision(config.precision, pick_device(config.device))
     final = evaluate(checkpoint, dataset, device=config.device, controls=controls, quiet=True)
     if not keep:
         shutil.rmtree(folder)
     return {
         "name": name, "method": config.method, "seed": config.seed, "config": asdict(replace(config, out="", data_dir="")),
         "data": fingerprint(config.dataset, config.data_dir),
-        "hardware": f"{hardware(config.device)}, {threads} thread{'s' * (threads > 1)}", "date": time.strftime("%Y-%m-%d"),
+        "hardware": f"{hardware(config.device)}, {precision}, {threads} thread{'s' * (threads > 1)}", "date": time.strftime("%Y-%m-%d"),
         "epochs": checkpoint["history"], "final": final["trained"],
         "controls": {k: v for k, v in final.items() if k != "trained"},
-    }  # fmt: skip
+    } | ({"step_mib": step_memory(config, dataset)} if memory else {})  # fmt: skip
+
+
+def step_memory(config: Config, dataset: Dataset) -> int:
+    """MiB that a step takes at its peak beyond the images, the network and the bank: activations, gradients, momenta."""
+    device = pick_device(config.device)
+    learner = learner_of(config)(config, len(dataset.train), device)
+    learner.encoder.train()
+    pixels, index = next(dataset.to(device).train.batches(torch.arange(config.batch_size), config.batch_size, device))
+    return round(peak_memory(lambda: learner.step(pixels, index, config.lr), device))
 
 
 def sweep(
-    file: Path, points: dict[str, Config], seeds=(0, 1, 2), jobs=2, looks=0, controls=False, keep="", needs=()
+    file: Path,
+    points: dict[str, Config],
+    seeds=(0, 1, 2),
+    jobs=2,
+    looks=0,
+    controls=False,
+    keep="",
+    needs=(),
+    memory=False,
 ) -> list[dict]:
     """All runs of points x seeds, from the file or made now, `jobs` at a time; returned in the order of the points.
 
@@ -144,7 +165,7 @@ def sweep(
         bar = tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc=file.stem, unit="run", smoothing=0)
         with bar:
             try:
-                for run in side_by_side(missing, jobs, looks, controls, keep):
+                for run in side_by_side(missing, jobs, looks, controls, keep, memory):
                     runs.append(run)
                     lines = ",\n".join(json.dumps(run) for run in runs)
                     save_text(f'{{"runs": [\n{lines}\n]}}\n', file, "the results")
@@ -233,7 +254,7 @@ def figure(name: str, description: str, points, draw=None, argv=None, show=table
 
     points(base, scale) gives the configurations by name, from the scale's base; draw(runs, path) writes the picture; show
     makes the table. options are `sweep`'s: looks, the epochs between looks at the kNN accuracy on all test images,
-    controls and needs.
+    controls, needs and memory, whether a step's is measured.
     """
 
     def stop(*_):

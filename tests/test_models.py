@@ -14,7 +14,6 @@ from models import (
     Encoder,
     build_backbone,
     build_projector,
-    coarse_products,
     pick_device,
     pick_precision,
 )
@@ -249,22 +248,3 @@ def test_the_automatic_precision_on_a_cpu_follows_what_it_multiplies(monkeypatch
 def test_the_automatic_precision_on_cuda_ignores_emulation(monkeypatch, able, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or able)
     assert pick_precision("auto", torch.device("cuda")) == expected
-
-
-@pytest.mark.parametrize("precision, inside", [("fp32", "highest"), ("bf16", "medium")])
-def test_products_are_as_coarse_as_the_encoder_and_only_inside(precision, inside):
-    class Step:
-        encoder = Encoder("resnet10", 16, width=8, dim=4, hidden=4)
-
-        @coarse_products
-        def __call__(self, fail=False):
-            if fail:
-                raise FloatingPointError
-            return torch.get_float32_matmul_precision()
-
-    step = Step()
-    step.encoder.precision = precision
-    assert step() == inside
-    with pytest.raises(FloatingPointError):
-        step(fail=True)
-    assert torch.get_float32_matmul_precision() == "highest"

@@ -1,0 +1,96 @@
+"""Figure 1 of the paper: what accuracy costs. Our method beside the two-branch ones, at equal epochs and at equal time.
+
+    python figures/fig1_cost.py --scale demo                        the embedded shapes, a few minutes
+    python figures/fig1_cost.py --data-dir my_cifar10               10 000 images, resnet10; two hours on two cores
+    python figures/fig1_cost.py --scale paper                       CIFAR-100, ResNet-18, one GPU
+
+Every point is a run of its own, whose learning rate falls to zero at its end: a line through a method's runs of several
+lengths is what it reaches in a given time. Needs requirements-bench.txt. Learning rate and weight decay of the others are
+those of lightly's CIFAR-10 benchmark (`baselines.SETTINGS`).
+"""
+
+import sys
+from dataclasses import replace
+
+import plots
+from sweep import Config, figure, spread
+
+from config import METHODS
+
+NAMES = dict(zip(METHODS, ("ours", "SimCLR", "MoCo", "MoCo v2", "BYOL", "SimSiam", "Barlow Twins", "DINO")))
+EPOCHS = {"demo": (2, 4, 8), "cpu": (5, 15, 30), "paper": (50, 200, 400)}  # the last is ours alone
+
+
+def points(base: Config, scale: str = "cpu") -> dict[str, Config]:
+    if scale == "cpu":
+        base = replace(base, subset=10_000, dim=2048, hidden=2048, negatives=Config.negatives)
+    elif scale == "paper":
+        base = replace(base, dataset="cifar100")
+    short, long, longer = EPOCHS[scale]
+    rows = {}
+    for method, name in NAMES.items():
+        config = base if method == "ours" else like_the_field(base, method)
+        for epochs in (short, long, longer) if method == "ours" else (short, long):
+            rows[f"{name}, {epochs} epochs"] = replace(config, epochs=epochs)
+    return rows
+
+
+def like_the_field(base: Config, method: str) -> Config:
+    """base with the method and its settings, and ours put back to their defaults: they mean nothing to it."""
+    names = (
+        "layers hidden dim temperature momentum bank_init bank_update negatives lam kl_temperature cutmix sgd_momentum"
+    )
+    defaults = {name: getattr(Config, name) for name in names.split()}
+    return replace(base, method=method, lr=0.06 * base.batch_size / 128, weight_decay=5e-4, **defaults)
+
+
+def seconds(runs: list[dict], name: str) -> float:
+    mine = [run["epochs"][-1]["seconds"] for run in runs if run["name"] == name]
+    return sum(mine) / len(mine)
+
+
+def draw(runs: list[dict], path) -> None:
+    names = list(dict.fromkeys(run["name"] for run in runs))
+    methods = list(dict.fromkeys(name.split(",")[0] for name in names))
+    figure, axes = plots.plt.subplots(1, 2, figsize=(10, 4.6), constrained_layout=True)
+    for axis, (key, words) in zip(axes, plots.FIGURES.items()):
+        for i, method in enumerate(methods):
+            mine = [name for name in names if name.split(",")[0] == method]
+            values = [plots.percent(runs, name, key) for name in mine]
+            axis.errorbar(
+                [seconds(runs, name) / 60 for name in mine], [v.mean().item() for v in values],
+                [plots.deviation(v) for v in values], marker="os^dvP*X"[i], capsize=2, label=method,
+                color=plots.plt.get_cmap("cividis")(i / len(methods)) if i else plots.ORANGE, linewidth=1 + (i == 0),
+            )  # fmt: skip
+        axis.set(xlabel="training time, minutes", ylabel=words, xscale="log")
+        axis.xaxis.set_major_formatter("{x:g}")
+    axes[1].legend(fontsize=8, ncols=2, loc="lower right")
+    plots.finish(figure, title(runs, names), runs, path)
+
+
+def title(runs: list[dict], names: list[str]) -> str:
+    """Ours at its longest beside the best of the others at theirs, which takes about as long."""
+    mine = [name for name in names if name.startswith("ours")]
+    others = [name for name in names if not name.startswith("ours")]
+    best = max(others, key=lambda name: plots.percent(runs, name, "linear").mean())
+    gain, error = plots.change(runs, mine[-1], best, "linear")
+    ratio = seconds(runs, mine[-1]) / seconds(runs, best)
+    return f"Linear probe: {mine[-1]}, less {best}: {gain:+.1f} ± {error:.1f} in {ratio:.2f} times the time"
+
+
+def table(runs: list[dict]) -> str:
+    """Markdown: a line a run length, accuracies as mean ± deviation over seeds, time as their mean."""
+    lines = [
+        "| method | linear | kNN (k = 200) | training, s | memory of a step, MiB | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(run["name"] for run in runs):
+        mine = [run for run in runs if run["name"] == name]
+        cells = [spread(runs, name, key) for key in ("linear", "knn")]
+        cells += [f"{seconds(runs, name):.0f}", f"{mine[0]['step_mib']}", f"{len(mine)}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(figure("fig1_cost", __doc__, points, draw, show=table, memory=True))
