@@ -40,7 +40,7 @@ class Augment:
         top, left, height, width = random_crop(len(x), x.shape[-1], self.scale, self.ratio, x.device)
         x = resized_crop(x, top, left, height, width, self.size, flip=_coin(x, self.flip_p))  # (B, 3, size, size)
         x = self.color_jitter(x)
-        x = torch.where(_coin(x, self.gray_p)[:, None, None, None], rgb_to_grayscale(x), x)
+        x = torch.lerp(x, rgb_to_grayscale(x), _coin(x, self.gray_p).float()[:, None, None, None])
         if self.blur_p > 0:
             sigma = _uniform(x, *self.blur_sigma)
             x = torch.where(_coin(x, self.blur_p)[:, None, None, None], gaussian_blur(x, sigma), x)
@@ -68,7 +68,7 @@ def plain(pixels: Tensor, size: int) -> Tensor:
 
 def normalize(x: Tensor) -> Tensor:
     mean, std = x.new_tensor(MEAN)[:, None, None], x.new_tensor(STD)[:, None, None]  # (3, 1, 1)
-    return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+    return (x - mean).div_(std).contiguous(memory_format=torch.channels_last)
 
 
 def _uniform(like: Tensor, low: float, high: float) -> Tensor:
@@ -108,7 +108,10 @@ def resized_crop(x: Tensor, top, left, height, width, size: int, flip: Tensor | 
     columns = _resize_matrix(left, width, x.shape[-1], size)  # (B, size, S)
     if flip is not None:  # a mirrored image is one whose columns are read backwards
         columns = torch.where(flip[:, None, None], columns.flip(1), columns)
-    return rows[:, None] @ x @ columns.transpose(1, 2)[:, None]
+    batch, _, height_in, width_in = x.shape
+    x = rows @ x.transpose(1, 2).reshape(batch, height_in, 3 * width_in)  # (B, size, 3 S): the channels side by side
+    x = x.view(batch, 3 * size, width_in) @ columns.transpose(1, 2)  # (B, 3 size, size)
+    return x.view(batch, size, 3, size).transpose(1, 2)  # (B, 3, size, size)
 
 
 def _resize_matrix(start: Tensor, length: Tensor, source: int, size: int) -> Tensor:
@@ -117,10 +120,10 @@ def _resize_matrix(start: Tensor, length: Tensor, source: int, size: int) -> Ten
     support = scale.clamp(min=1)[:, None, None]  # shrinking widens the triangle: that is the antialiasing
     centre = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * scale[:, None]  # (B, size)
     pixel = torch.arange(source, device=start.device) + 0.5  # (source,)
-    weight = (1 - (pixel - centre[:, :, None]).abs() / support).clamp(min=0)  # (B, size, source)
+    weight = (pixel - centre[:, :, None]).abs_().div_(support).neg_().add_(1).clamp_(min=0)  # (B, size, source)
     inside = (pixel > start[:, None]) & (pixel < (start + length)[:, None])  # (B, source)
-    weight = weight * inside[:, None]
-    return weight / weight.sum(2, keepdim=True)
+    weight.mul_(inside.float()[:, None])
+    return weight.div_(weight.sum(2, keepdim=True))
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
@@ -142,20 +145,21 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def rgb_to_grayscale(x: Tensor) -> Tensor:
-    return (x * x.new_tensor(GRAY)[:, None, None]).sum(1, keepdim=True).expand_as(x)
+    red, green, blue = x.unbind(1)
+    gray = (GRAY[0] * red).add_(green, alpha=GRAY[1]).add_(blue, alpha=GRAY[2])  # (B, H, W)
+    return gray[:, None].expand_as(x)
 
 
 def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    factor = factor[:, None, None, None]
-    return (factor * x + (1 - factor) * other).clamp(0, 1)
+    return torch.lerp(other, x, factor[:, None, None, None]).clamp_(0, 1)
 
 
 def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
-    return _blend(x, torch.zeros_like(x), factor)
+    return (x * factor[:, None, None, None]).clamp_(0, 1)
 
 
 def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    return _blend(x, rgb_to_grayscale(x).mean((1, 2, 3), keepdim=True), factor)
+    return _blend(x, rgb_to_grayscale(x)[:, :1].mean((2, 3), keepdim=True), factor)
 
 
 def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
@@ -164,19 +168,24 @@ def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue by `shift` (B,) turns in HSV: value and saturation stay, so only (max, min) and the angle matter."""
-    value, lowest = x.amax(1), x.amin(1)  # (B, H, W)
+    red, green, blue = x.unbind(1)  # (B, H, W)
+    value, lowest = x.amax(1), x.amin(1)
     chroma = value - lowest
-    red, green, blue = x.unbind(1)
-    safe = torch.where(chroma > 0, chroma, 1.0)
-    sector = torch.where(
-        value == red,
-        (green - blue) / safe,
-        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
-    )  # (B, H, W) the hue in sixths of a turn
-    sector = sector + 6 * shift[:, None, None]
+    per_chroma = chroma.clamp(min=1e-12).reciprocal_()
+    after_red, after_green, after_blue = (
+        (green - blue) * per_chroma,
+        (blue - red) * per_chroma,
+        (red - green) * per_chroma,
+    )
+    sector = torch.where(value == green, after_green.add_(2), after_blue.add_(4))
+    sector = torch.where(value == red, after_red, sector).add_(6 * shift[:, None, None])  # the hue in sixths of a turn
+    sector.sub_((sector / 6).floor_().mul_(6))  # [0, 6)
     # A channel is at `value` for a third of the turn, at `lowest` for a third, and on a ramp between the two.
-    position = torch.stack([sector + 5, sector + 3, sector + 1], dim=1) % 6  # (B, 3, H, W) for R, G, B
-    return value[:, None] - chroma[:, None] * torch.minimum(position, 4 - position).clamp(0, 1)
+    ramps = (sector - 3).abs_().sub_(1), (sector - 2).abs_().neg_().add_(2), (sector - 4).abs_().neg_().add_(2)
+    out = torch.empty_like(x)
+    for channel, ramp in zip(out.unbind(1), ramps):  # red, green, blue
+        torch.addcmul(lowest, chroma, ramp.clamp_(0, 1), out=channel)
+    return out
 
 
 # -------------------------------------------------------------------------------------------------------------- CutMix

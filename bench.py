@@ -29,7 +29,7 @@ from eval_linear import hardware
 from images import Images, UserError
 from loss import nce, streaming_losses
 from measure import in_turn, median, peak_memory, ratio
-from models import pick_device, pick_precision
+from models import keep_freed_memory, pick_device, pick_precision
 from pretraining import Pretraining
 from runs import save_text
 
@@ -187,7 +187,7 @@ def field(device: torch.device, repeats: int, scale: float) -> dict:
     from baselines import METHODS, TwoBranches
 
     batch = 64 if device.type == "cpu" else 256
-    config = Config(arch="resnet18", size=32, dim=128, hidden=512, negatives=0, batch_size=batch, device=device.type)
+    config = Config(arch="resnet18", size=32, dim=128, hidden=512, batch_size=batch, device=device.type)
     config = shrink(config, scale)
     count, batch = max(2 * config.batch_size, int(50_000 * scale)), config.batch_size
     images = noise(max(1024, batch)).to(device)
@@ -268,6 +268,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = parse(argv)
         torch.manual_seed(0)
+        keep_freed_memory()
         device = pick_device(args.device)
         result = PARTS[args.part](device, args.repeats, args.scale)
         result |= {"part": args.part, "hardware": hardware(args.device), "threads": torch.get_num_threads()}

@@ -30,7 +30,7 @@ import ranks
 from config import Config, parse
 from eval_linear import knn_monitor
 from images import Dataset, UserError
-from models import pick_device
+from models import keep_freed_memory, pick_device
 from pretraining import Pretraining, load_weights
 from runs import SignalCatcher, draw_progress, read_checkpoint, save_metrics, save_tensors, start_folder
 
@@ -66,6 +66,7 @@ def train(config: Config, resume: dict | None = None, dataset: Dataset | None = 
     last.pt is good in every case.
     """
     config.check()
+    keep_freed_memory()
     out, device = config.folder(), ranks.start(pick_device(config.device))
     ranks.part(config.batch_size)  # raises UserError if it cannot be shared out
     dataset = (dataset or load_dataset(config)).to(device)
