@@ -172,8 +172,9 @@ class TwoBranches:
 
     def loss(self, pixels: Tensor) -> Tensor:
         """The loss of images (B, 3, S, S) seen in two views each."""
+        view, other = self.augment(pixels), self.augment(pixels)
         with self.encoder.autocast(pixels):
-            return self.forward(self.augment(pixels), self.augment(pixels))
+            return self.forward(view, other)
 
     def step(self, pixels: Tensor, index: Tensor, lr: float) -> Tensor:
         """One step on images (B, 3, S, S): returns (loss,), detached. FloatingPointError if it is not finite."""

@@ -219,10 +219,13 @@ def calls_of(run, images: Images, count: int):
 
     def forward():
         pixels, index = fetch()
-        if c.method == "ours":
-            nce(run.bank.similarity(run.forward(run.augment(pixels))), places[index], c.temperature)
-        else:
-            run.loss(pixels)
+        if c.method != "ours":
+            return run.loss(pixels)
+        columns = run.bank.sample(places[index], run.negatives) if run.negatives else None
+        z = run.forward(run.augment(pixels))
+        with run.encoder.autocast(z):
+            similarity = run.bank.similarity(z, columns).float()
+        return nce(similarity, run.bank.locate(places[index], columns), c.temperature)
 
     return step, forward
 

@@ -53,7 +53,7 @@ def overhead(axis, rows: dict[str, dict]) -> None:
         axis.barh(y, row["ratio"], 0.6, color=plots.BLUE, alpha=0.8, xerr=spread, capsize=3)
         axis.plot([row["goal"]] * 2, [y - 0.4, y + 0.4], color=plots.ORANGE, label="" if y else "goal")
         axis.text(0.02, y, f"{row['ratio']:.2f}", color="white", va="center")
-    names = [name.replace(", ", "\n", 1) for name in rows]
+    names = [name.replace(", ", "\n", 2) for name in rows]
     axis.set(yticks=range(len(rows)), yticklabels=names, xlabel="a whole step / its network alone, time")
     axis.invert_yaxis(), axis.grid(False, axis="y")
     axis.legend(loc="lower right", bbox_to_anchor=(1, 1))
@@ -67,7 +67,8 @@ def field(axis, rows: dict[str, dict]) -> None:
         axis.barh(y + 0.19, memory, 0.36, color=plots.GREEN, alpha=0.8, label="" if y else "activations")
         axis.text(0.03, y - 0.19, f"{row['images/s']:.0f} images/s", color="white", va="center", fontsize=8)
         axis.text(0.03, y + 0.19, f"{row['activations, MiB']} MiB", color="white", va="center", fontsize=8)
-    axis.set(yticks=range(len(rows)), yticklabels=rows, xlabel="times that of ours")
+    names = [name.replace("OneWay", ", one way") for name in rows]
+    axis.set(yticks=range(len(rows)), yticklabels=names, xlabel="times that of ours")
     axis.invert_yaxis(), axis.grid(False, axis="y")
     axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
 

@@ -51,6 +51,13 @@ def test_a_method_runs_through_the_loop_and_the_evaluation(name, tiny):
     assert figures["trained"] != figures["untrained"]
 
 
+@pytest.mark.parametrize("name", baselines.METHODS)
+def test_a_method_takes_a_step_in_bf16(name, tiny):
+    run = baselines.TwoBranches(tiny(method=name, precision="bf16"), 96, torch.device("cpu"))
+    (loss,) = run.step(torch.randint(256, (16, 3, 16, 16), dtype=torch.uint8), torch.arange(16), 0.01)
+    assert torch.isfinite(loss)
+
+
 @pytest.mark.parametrize("name", ["byol", "moco"])  # a teacher, and a queue
 def test_a_method_that_was_stopped_goes_on_to_the_same_end(name, tiny, tmp_path, monkeypatch):
     whole = train(tiny(method=name, out=str(tmp_path / "whole")))

@@ -1,12 +1,14 @@
 """Every architecture by name: shapes, the stem for small images, torchvision's parameter names, devices."""
 
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torchvision.models as tv
 from torch import nn
 
+import models
 from models import (
     ARCHITECTURES,
     MOBILE,
@@ -248,3 +250,18 @@ def test_the_automatic_precision_on_a_cpu_follows_what_it_multiplies(monkeypatch
 def test_the_automatic_precision_on_cuda_ignores_emulation(monkeypatch, able, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or able)
     assert pick_precision("auto", torch.device("cuda")) == expected
+
+
+def test_freed_memory_is_kept_where_there_is_glibc_and_elsewhere_nothing_happens(monkeypatch):
+    asked = []
+    library = SimpleNamespace(mallopt=lambda *pair: asked.append(pair))
+    for found in (library, SimpleNamespace()):
+        monkeypatch.setattr(models.ctypes, "CDLL", lambda name, found=found: found)
+        models.keep_freed_memory()
+    assert {number for number, _ in asked} == {-1, -3} and all(0 < size < 2**31 for _, size in asked)
+
+    def missing(name):
+        raise OSError
+
+    monkeypatch.setattr(models.ctypes, "CDLL", missing)
+    models.keep_freed_memory()

@@ -140,6 +140,11 @@ def test_large_similarities_are_streamed_where_the_options_allow_it(tiny):
     assert not any(streams(**options) for options in ({"negatives": 64}, {"cutmix": 0.5}, {"kl_direction": "u||p"}))
 
 
+def test_the_softmax_runs_over_the_batch_and_k_others_or_over_all(tiny):
+    runs = {k: Pretraining(tiny(negatives=k), 96, torch.device("cpu")) for k in (0, 30, 79, 80, 1000)}
+    assert {k: run.choices for k, run in runs.items()} == {0: 96, 30: 46, 79: 95, 80: 96, 1000: 96}
+
+
 def test_compile_compiles_the_encoder_and_changes_no_result(tiny, tmp_path, monkeypatch):
     plain, asked = torch.compile, []
     monkeypatch.setattr(torch, "compile", lambda module: asked.append(module) or plain(module, backend="eager"))
