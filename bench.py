@@ -8,7 +8,7 @@
     python figures/speed.py                     draws what they wrote
 
 Medians over --repeats rounds, after warming up, with the range that holds the middle half. Run it on a machine that does
-nothing else. Each part writes figures/results/bench-<part>-<cpu or cuda>.json, which the picture is drawn from.
+nothing else. Each part writes figures/results/bench/<part>-<cpu or cuda>.json, which the picture is drawn from.
 """
 
 import argparse
@@ -25,15 +25,14 @@ import torch.nn.functional as F
 from augment import Augment, plain
 from bank import MemoryBank
 from config import Config, Parser, check_device
-from eval_linear import hardware
 from images import Images, UserError
 from loss import nce, streaming_losses
-from measure import in_turn, median, peak_memory, ratio
+from measure import hardware, in_turn, median, peak_memory, ratio
 from models import keep_freed_memory, pick_device, pick_precision
 from pretraining import Pretraining
 from runs import save_text
 
-RESULTS = Path(__file__).parent / "figures" / "results"
+RESULTS = Path(__file__).parent / "figures" / "results" / "bench"
 
 
 def noise(count: int, side: int = 32) -> Images:
@@ -258,7 +257,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object in the last line")
     parser.add_argument(
-        "--results", type=Path, help="the file [figures/results/bench-PART-DEVICE.json, if --scale is 1]"
+        "--results", type=Path, help="the file [figures/results/bench/PART-DEVICE.json, if --scale is 1]"
     )
     args = parser.parse_args(argv)
     check_device(args.device)
@@ -278,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
         result |= {"precision": pick_precision("auto", device), "repeats": args.repeats, "scale": args.scale}
         result["date"] = time.strftime("%Y-%m-%d")
         if args.results or args.scale == 1:
-            file = args.results or RESULTS / f"bench-{args.part}-{device.type}.json"
+            file = args.results or RESULTS / f"{args.part}-{device.type}.json"
             save_text(json.dumps(result, indent=1) + "\n", file, "the results")
     except UserError as error:
         print(f"bench.py: {error}", file=sys.stderr)

@@ -13,28 +13,19 @@ its weights as they were before the first step) and for the raw pixels. What a m
 import argparse
 import copy
 import json
-import os
-import platform
 import sys
 import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from tqdm import tqdm
 
 import data
-from augment import Augment, plain
 from config import Parser, check_device
 from images import Dataset, Images, UserError
+from measure import hardware
 from models import Encoder, pick_device, pick_precision
+from probes import extract, few_labels, knn, linear_probe, raw_pixels, settle_batchnorm, some, train_head
 from runs import new_encoder, read_checkpoint, save_tensors, save_text
-
-STRENGTHS = (1e-1, 3e-2, 1e-2, 1e-3)  # L2 penalties a probe chooses from, by a tenth of its training features
-
-
-# -------------------------------------------------------------------------------------------------------------- features
 
 
 def eval_side(config: dict, images: Images) -> int:
@@ -47,165 +38,6 @@ def eval_side(config: dict, images: Images) -> int:
     if config["eval_size"] or config["arch"] == "vit_tiny":
         return config["eval_size"] or size
     return min(max(images.side, size), round(size * 4 / 3))
-
-
-@torch.no_grad()
-def extract(encoder: Encoder, images: Images, size: int, device, quiet: bool = True) -> Tensor:
-    """Frozen features (N, F) float32 on the CPU: the backbone in evaluation mode on the whole image at `size`."""
-    was_training = encoder.training
-    encoder.eval()
-    features = []
-    with tqdm(total=len(images), desc="features", unit=" images", unit_scale=True, leave=False, disable=quiet) as bar:
-        for pixels, index in images.batches(torch.arange(len(images)), 500, device):
-            features.append(encoder.features(plain(pixels, size)).cpu())  # (B, F)
-            bar.update(len(index))
-    encoder.train(was_training)
-    return torch.cat(features)
-
-
-def raw_pixels(images: Images, size: int) -> Tensor:
-    """The control without a network: normalised pixels at no more than 32 a side, flattened to (N, 3 * side * side)."""
-    size, cpu = min(size, 32), torch.device("cpu")
-    return torch.cat([plain(x, size).flatten(1) for x, _ in images.batches(torch.arange(len(images)), 500, cpu)])
-
-
-@torch.no_grad()
-def settle_batchnorm(encoder: Encoder, images: Images, size: int, device, count: int = 2000) -> None:
-    """Give an untrained encoder's BatchNorm layers the statistics of the images, the only fair start for a control."""
-    norms = [m for m in encoder.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over the batches
-    encoder.train()
-    for pixels, _ in images.batches(some(images, count), 250, device):
-        encoder.features(plain(pixels, size))
-    encoder.eval()
-    for norm, momentum in zip(norms, momenta):
-        norm.momentum = momentum
-
-
-def some(images: Images, count: int) -> Tensor:
-    """Indices of at most `count` images, always the same; at random, since folders list one class after the other."""
-    return torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
-
-
-# ---------------------------------------------------------------------------------------------------------------- probes
-
-
-def knn(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, k: int = 200, temperature: float = 0.1) -> float:
-    """Accuracy of the weighted vote of the k nearest training features (cosine, weights exp(s / T)), as in NPID."""
-    train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
-    k, classes, right = min(k, len(train)), int(labels.max()) + 1, 0
-    for part, part_truth in zip(test.split(1000), truth.split(1000)):
-        nearest, index = (part @ train.T).topk(k)  # (b, k)
-        votes = part.new_zeros(len(part), classes).scatter_add_(1, labels[index], (nearest / temperature).exp())
-        right += int((votes.argmax(1) == part_truth).sum())
-    return right / len(test)
-
-
-def linear_probe(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> float:
-    """Accuracy of logistic regression on standardised features (N, F), fitted with L-BFGS.
-
-    The L2 strength is the one of STRENGTHS that does best on a tenth of the training features; the fit is then repeated
-    on all of them. The test set chooses nothing.
-    """
-    mean, std = train.mean(0), train.std(0).clamp(min=1e-6)
-    train, test = (train - mean) / std, (test - mean) / std
-    classes = int(labels.max()) + 1
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    held, kept = order[: len(train) // 10], order[len(train) // 10 :]
-    strength, head = STRENGTHS[2], None
-    if len(held) >= 10:
-        scores = {}
-        for candidate in STRENGTHS:  # strongest first, each fit starting from the one before
-            head = _fit(train[kept], labels[kept], classes, candidate, head)
-            scores[candidate] = _accuracy(head, train[held], labels[held])
-        strength = max(scores, key=scores.__getitem__)
-    return _accuracy(_fit(train, labels, classes, strength, head), test, truth)
-
-
-def _fit(x: Tensor, y: Tensor, classes: int, strength: float, start: nn.Linear | None = None) -> nn.Linear:
-    """Minimise cross-entropy + strength / 2 ‖weight‖² over (x, y) from `start`, or from zero."""
-    head = nn.Linear(x.shape[1], classes)
-    if start is None:
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
-    else:
-        head.load_state_dict(start.state_dict())
-    solver = torch.optim.LBFGS(head.parameters(), max_iter=50, tolerance_change=1e-6, line_search_fn="strong_wolfe")
-
-    def closure():
-        solver.zero_grad()
-        loss = F.cross_entropy(head(x), y) + strength / 2 * head.weight.square().sum()
-        loss.backward()
-        return loss
-
-    solver.step(closure)
-    return head
-
-
-@torch.no_grad()
-def _accuracy(head: nn.Module, x: Tensor, y: Tensor) -> float:
-    return (head(x).argmax(1) == y).float().mean().item()
-
-
-def few_labels(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, share: float, draws: int = 5):
-    """Mean and standard deviation of the linear probe over draws of `share` of the labels, at least one a class."""
-    accuracies = []
-    for draw in range(draws):
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(draw))
-        chosen = []
-        for c in labels.unique():
-            members = order[labels[order] == c]
-            chosen.append(members[: max(1, round(share * len(members)))])
-        chosen = torch.cat(chosen)
-        accuracies.append(linear_probe(train[chosen], labels[chosen], test, truth))
-    accuracies = torch.tensor(accuracies)
-    return accuracies.mean().item(), accuracies.std().item()
-
-
-def train_head(
-    encoder: Encoder, dataset: Dataset, size: int, device, epochs: int, finetune: bool, seed: int = 0
-) -> float:
-    """Train a linear classifier on augmented views (random crop and flip); with finetune the backbone too.
-
-    SGD with momentum 0.9 and a cosine: learning rate 0.1, no weight decay for the head alone (backbone frozen, in
-    evaluation mode); 0.03 and 5e-4 for fine-tuning. Returns the accuracy on the test images.
-    """
-    torch.manual_seed(seed)
-    encoder = copy.deepcopy(encoder).to(device)
-    classes = int(dataset.labelled.labels.max()) + 1
-    norm = nn.BatchNorm1d(encoder.feature_dim, affine=False)  # standardises the features as `linear_probe` does
-    head = nn.Sequential(norm, nn.Linear(encoder.feature_dim, classes)).to(device)
-    parameters = [*head.parameters()] + ([*encoder.backbone.parameters()] if finetune else [])
-    lr, decay = (0.03, 5e-4) if finetune else (0.1, 0.0)
-    optimizer = torch.optim.SGD(parameters, lr, 0.9, weight_decay=decay)
-    count, labels = len(dataset.labelled), dataset.labelled.labels.to(device)
-    batch = min(128, count)
-    per_epoch = count // batch
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * per_epoch)
-    augment = Augment(size, jitter_p=0, gray_p=0)
-    encoder.train(finetune)
-    head.train()
-    name = "fine-tuning" if finetune else "linear, augmented"
-    with tqdm(total=epochs * per_epoch * batch, desc=name, unit=" images", unit_scale=True, leave=False) as bar:
-        for _ in range(epochs):
-            for pixels, index in dataset.labelled.batches(torch.randperm(count)[: per_epoch * batch], batch, device):
-                with torch.set_grad_enabled(finetune):
-                    features = encoder.features(augment(pixels))  # (B, F)
-                loss = F.cross_entropy(head(features), labels[index])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                bar.update(batch)
-    head.eval()
-    features = extract(encoder, dataset.test, size, device).to(device)
-    return _accuracy(head, features, dataset.test.labels.to(device))
-
-
-# -------------------------------------------------------------------------------------------------------- all of it, once
 
 
 def knn_monitor(encoder: Encoder, dataset: Dataset, config: dict, device, k: int = 20, most=(5000, 1000)) -> float:
@@ -287,18 +119,6 @@ def table(results: dict) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------- command line
-
-
-def hardware(device: str = "auto") -> str:
-    """What the figures were measured on, in words."""
-    if pick_device(device).type == "cuda":
-        return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = lines[0].split(":", 1)[1].strip() if lines else name
-    return f"{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"  # with its instruction set
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

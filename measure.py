@@ -1,8 +1,9 @@
-"""Seconds and memory, measured so that a busy machine or another system does not change what they say."""
+"""Seconds and memory, measured so that a busy machine or another system does not change what they say, and on what."""
 
 import gc
 import json
 import os
+import platform
 import statistics
 import tempfile
 import time
@@ -13,6 +14,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages a
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from models import pick_device
 
 
 def finish(device: torch.device) -> None:
@@ -62,3 +65,15 @@ def peak_memory(call, device: torch.device) -> float:
         (e["ts"], e["args"]["Bytes"]) for e in trace if e["name"] == "[memory]"
     )  # taken, or given back (< 0)
     return max(accumulate((size for _, size in moves), initial=0)) / 2**20
+
+
+def hardware(device: str = "auto") -> str:
+    """What the figures were measured on, in words."""
+    if pick_device(device).type == "cuda":
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].split(":", 1)[1].strip() if lines else name
+    return f"{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"  # with its instruction set

@@ -19,9 +19,11 @@ import torch
 import torch.nn.functional as F
 from matplotlib import pyplot as plt
 
-from eval_linear import eval_side, extract, load_for, pick_device, settle_batchnorm, some
+from eval_linear import eval_side, load_for
 from eval_linear import parse as parse_eval
 from images import Dataset, UserError
+from models import pick_device
+from probes import extract, settle_batchnorm, some
 from runs import new_encoder, read_checkpoint
 
 SAME, OTHER = "#0072b2", "#d55e00"  # colour-blind safe

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from config import Config
-from eval_linear import knn_monitor, some
+from eval_linear import knn_monitor
 from images import Dataset
 from loss import nce, sqrt_kl
 from pretraining import Pretraining
+from probes import some
 
 RANKS = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512, 724, 1024, 1448, 2048)
 

@@ -1,6 +1,6 @@
 """What `bench.py` measured, in one picture: the step beside its network, the field, the bank against its size.
 
-python figures/speed.py                     from figures/results/bench-<part>-cpu.json
+python figures/speed.py                     from figures/results/bench/<part>-cpu.json
 python figures/speed.py --device cuda       from those that were measured on a GPU
 """
 
@@ -20,7 +20,7 @@ def read(folder: Path, device: str) -> dict[str, dict]:
     """The results of each part. Raises UserError, saying which command makes it, for a file that is missing or damaged."""
     found = {}
     for part in PARTS:
-        file = folder / f"bench-{part}-{device}.json"
+        file = folder / f"{part}-{device}.json"
         try:
             found[part] = json.loads(file.read_text())
             assert found[part]["rows"] and found[part]["hardware"]
@@ -90,7 +90,7 @@ def bank(axes, rows: dict[str, dict]) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="[cpu]")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder that they lie in [figures/results]")
+    parser.add_argument("--results", type=Path, default=RESULTS / "bench", help="their folder [figures/results/bench]")
     parser.add_argument("--picture", type=Path, help="[figures/results/speed-DEVICE.png]")
     try:
         args = parser.parse_args(argv)

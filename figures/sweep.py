@@ -36,9 +36,9 @@ from tqdm import tqdm
 
 import data
 from config import FREE_ON_RESUME, RECIPES, Config, Parser
-from eval_linear import evaluate, hardware
+from eval_linear import evaluate
 from images import Dataset, UserError
-from measure import peak_memory
+from measure import hardware, peak_memory
 from models import pick_device, pick_precision
 from runs import read_checkpoint, replacing, save_text
 from train import learner as learner_of

@@ -10,21 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import eval_linear as program
+import probes
 import train
-from eval_linear import (
-    eval_side,
-    evaluate,
-    extract,
-    few_labels,
-    knn,
-    linear_probe,
-    raw_pixels,
-    settle_batchnorm,
-    table,
-    train_head,
-)
-from images import Images
+from augment import plain
+from eval_linear import eval_side, evaluate, table
+from images import Dataset, Images
 from models import Encoder
+from probes import extract, few_labels, knn, linear_probe, raw_pixels, settle_batchnorm, train_head
 from runs import new_encoder, read_checkpoint, save_tensors
 
 CPU, ROOT = torch.device("cpu"), Path(__file__).parent.parent
@@ -83,7 +75,7 @@ def test_linear_probe_does_not_care_about_scale_and_shift_of_a_feature():
 def test_linear_probe_agrees_with_a_penalised_regression_fitted_by_hand():
     x, y = clusters(spread=1.0)
     x = (x - x.mean(0)) / x.std(0)
-    head = program._fit(x, y, 4, 0.01)
+    head = probes._fit(x, y, 4, 0.01)
     loss = F.cross_entropy(head(x), y) + 0.005 * head.weight.square().sum()
     gradients = torch.autograd.grad(loss, head.parameters())
     assert max(g.abs().max() for g in gradients) < 1e-3, "the fit has converged"
@@ -94,7 +86,7 @@ def test_linear_probe_is_saved_by_its_penalty_where_features_outnumber_images(mo
     test_signal, test_y = clusters(400, spread=1.0, seed=1)
     x, test_x = torch.cat([signal, torch.randn(120, 300)], 1), torch.cat([test_signal, torch.randn(400, 300)], 1)
     chosen = linear_probe(x, y, test_x, test_y)
-    monkeypatch.setattr(program, "STRENGTHS", (1e-9,) * 3)
+    monkeypatch.setattr(probes, "STRENGTHS", (1e-9,) * 3)
     assert chosen > linear_probe(x, y, test_x, test_y) and chosen > 0.7
 
 
@@ -107,7 +99,7 @@ def test_a_class_that_is_rare_or_missing_in_a_tenth_ends_no_probe():
 def test_few_labels_draws_a_balanced_share_and_reports_the_spread(monkeypatch):
     x, y = clusters(400)
     seen = []
-    monkeypatch.setattr(program, "linear_probe", lambda a, b, *_: seen.append(b.bincount().tolist()) or 0.1 * len(seen))
+    monkeypatch.setattr(probes, "linear_probe", lambda a, b, *_: seen.append(b.bincount().tolist()) or 0.1 * len(seen))
     mean, std = few_labels(x, y, x, y, 0.1)
     assert seen == [[10, 10, 10, 10]] * 5
     assert mean == pytest.approx(0.3) and std == pytest.approx(0.158, abs=1e-3)
@@ -138,7 +130,7 @@ def test_the_untrained_control_has_the_weights_of_before_the_first_step_and_fair
     assert all(torch.equal(a, b) for a, b in zip(encoder.parameters(), again.parameters()))
     images = Images(torch.randint(0, 256, (50, 3, 16, 16), dtype=torch.uint8), side=16)
     settle_batchnorm(encoder, images, 16, CPU)
-    x = program.plain(images.pixels, 16)
+    x = plain(images.pixels, 16)
     assert encoder.backbone.bn1.momentum == 0.1, "fine-tuning starts from the usual setting"
     activations = encoder.backbone.conv1(x)
     torch.testing.assert_close(
@@ -214,7 +206,7 @@ def test_training_a_head_learns_and_leaves_the_given_backbone_alone(finetune):
     labels = torch.arange(64) % 2
     noise = torch.randint(0, 100, (64, 3, 16, 16), generator=torch.Generator().manual_seed(0))
     images = Images((noise + 150 * labels[:, None, None, None]).to(torch.uint8), labels=labels, side=16)
-    dataset = program.Dataset(images, images, images, ("dark", "light"))
+    dataset = Dataset(images, images, images, ("dark", "light"))
     torch.manual_seed(0)
     encoder = Encoder("resnet10", 16, 8, 16, 2, 16)
     before = {k: v.clone() for k, v in encoder.state_dict().items()}

@@ -299,16 +299,16 @@ def test_committed_results_are_whole():
 def test_the_picture_of_speed_is_drawn_from_what_bench_writes(tmp_path, capsys):
     for part in speed.PARTS:
         line = [part, "--scale", "0.01", "--repeats", "1", "--device", "cpu"]
-        assert bench.main([*line, "--results", str(tmp_path / f"bench-{part}-cpu.json")]) == 0
+        assert bench.main([*line, "--results", str(tmp_path / f"{part}-cpu.json")]) == 0
     picture = tmp_path / "x.png"
     assert speed.main(["--results", str(tmp_path), "--picture", str(picture)]) == 0
     assert picture.stat().st_size > 10_000
 
-    (tmp_path / "bench-field-cpu.json").write_text("{")
-    (tmp_path / "bench-bank-cpu.json").unlink()
+    (tmp_path / "field-cpu.json").write_text("{")
+    (tmp_path / "bank-cpu.json").unlink()
     for part, word in (("field", "damaged"), ("bank", "missing")):
         assert speed.main(["--results", str(tmp_path), "--picture", str(tmp_path / "y.png")]) == 2
         error = capsys.readouterr().err
         assert word in error and f"python bench.py {part} --device cpu --results" in error and error.count("\n") == 1
-        (tmp_path / f"bench-{part}-cpu.json").write_text((tmp_path / "bench-overhead-cpu.json").read_text())
+        (tmp_path / f"{part}-cpu.json").write_text((tmp_path / "overhead-cpu.json").read_text())
     assert not (tmp_path / "y.png").exists()
