@@ -57,7 +57,7 @@ class Config:
     gray: float = option(0.2, "probability of a greyscale view")
     blur: float = option(0.0, "probability of a Gaussian blur")
     cutmix: float = option(0.0, "alpha of CutMix (0: off)")
-    epochs: int = option(30, "passes over the training images")
+    epochs: int = option(36, "passes over the training images")
     batch_size: int = option(128, "images a step")
     lr: float = option(0.1, "peak learning rate of SGD")
     sgd_momentum: float = option(0.9, "momentum of SGD")

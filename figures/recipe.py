@@ -7,22 +7,25 @@ Each run is `python train.py --dataset folder --data-dir my_cifar10 --subset 500
 """
 
 import sys
+from dataclasses import replace
 
 from sweep import Config, figure, spread
 
+WHOLE = "30 epochs, the whole bank"
+
 
 def points(base: Config, scale: str = "cpu") -> dict[str, Config]:
-    """The defaults of `config.Config`, whatever the scale: only the images are the scale's."""
-    return {"default": Config(dataset=base.dataset, data_dir=base.data_dir, subset=base.subset, device=base.device)}
+    """The defaults of `config.Config`, whatever the scale, and what takes the same time: only the images are the scale's."""
+    default = Config(dataset=base.dataset, data_dir=base.data_dir, subset=base.subset, device=base.device)
+    return {"default": default, WHOLE: replace(default, epochs=30, negatives=0)}
 
 
 def table(runs: list[dict]) -> str:
     """Markdown: kNN and linear probe of the trained encoder and of both controls, mean ± deviation over seeds, percent."""
     lines = ["| | linear probe | kNN (k = 200) |", "|---|---|---|"]
-    for name in ("trained", "untrained", "raw"):
-        rows = [{"name": name, "final": run["final"] if name == "trained" else run["controls"][name]} for run in runs]
-        cells = [spread(rows, name, key) for key in ("linear", "knn")]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    rows = runs + [{"name": name, "final": run["controls"][name]} for run in runs for name in ("untrained", "raw")]
+    for name in dict.fromkeys(row["name"] for row in rows):
+        lines.append(f"| {name} | {spread(rows, name, 'linear')} | {spread(rows, name, 'knn')} |")
     return "\n".join(lines)
 
 

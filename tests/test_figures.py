@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "figures"))
 
 import bank_spectrum
 import cheaper_bank
+import fig1_cost
 import fig2_framework
 import fig3_convergence
 import fig4_momentum
@@ -61,7 +62,8 @@ def test_a_damaged_results_file_is_named_with_what_to_do(tmp_path):
 
 
 SCRIPTS = (
-    fig3_convergence, fig4_momentum, fig5_lambda, ingredients, sqrtkl_where, bank_spectrum, recipe, negatives, cheaper_bank
+    fig3_convergence, fig4_momentum, fig5_lambda, ingredients, sqrtkl_where, bank_spectrum, recipe, negatives, cheaper_bank,
+    fig1_cost,
 )  # fmt: skip
 
 
@@ -111,7 +113,7 @@ def invented(script, scale="cpu", seeds=(0, 1, 2), better=()):
             ]  # fmt: skip
             runs.append({
                 "name": name, "seed": seed, "config": asdict(replace(config, seed=seed)), "hardware": "a laptop", "epochs": rows,
-                "final": {"knn": top, "linear": top + 0.05}, "controls": {}, "data": "", "date": "2026-11-22",
+                "final": {"knn": top, "linear": top + 0.05}, "controls": {}, "data": "", "date": "2026-11-22", "step_mib": 100,
             })  # fmt: skip
     return runs
 
@@ -130,6 +132,7 @@ def titles(monkeypatch):
     "script, better, finding",
     [
         (fig3_convergence, [fig3_convergence.WITH], "halfway and +10.0 ± 0.8 at the end; an epoch takes 1.00 times as long"),
+        (fig1_cost, ["ours, 30 epochs"], "ours, 30 epochs, less SimCLR, 5 epochs: +10.0 ± 0.8 in 6.00 times the time"),
         (fig4_momentum, ["corrected rule, m = 0.9"], "The corrected rule is best at m = 0.9, NPID's rule at m = 0; best against best +10.0"),
         (fig5_lambda, ["T = τ, λ = 5"], "at T = 1 the best λ, 1, changes kNN by +0.0 ± 0.8; at T = τ the best λ, 5, changes kNN by +10.0 ± 0.8"),
         (ingredients, ["+ forward initialisation"], "forward initialisation +10.0, SqrtKL +0.0, CutMix +0.0, the corrected rule -10.0"),
@@ -287,6 +290,17 @@ def test_nearest_neighbours_are_drawn(tiny, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == str(picture) and picture.stat().st_size > 10_000
     assert neighbours.main(["nowhere"]) == 2
     assert capsys.readouterr().err.startswith("neighbours.py: nowhere: no checkpoint there")
+
+
+def test_the_table_of_costs_has_time_and_memory(tiny):
+    lines = fig1_cost.table(invented(fig1_cost)).splitlines()
+    assert lines[2] == "| ours, 5 epochs | 46.0 ± 1.0 | 41.0 ± 1.0 | 100 | 100 | 3 |" and len(lines) == 2 + 3 + 7 * 2
+
+
+def test_a_run_can_be_measured_for_the_memory_of_its_step(tiny, tmp_path):
+    points = {"ours": tiny(epochs=1), "byol": tiny(epochs=1, method="byol")}
+    runs = sweeper.sweep(tmp_path / "x.json", points, seeds=(0,), jobs=1, memory=True)
+    assert [run["method"] for run in runs] == ["ours", "byol"] and 0 < runs[0]["step_mib"] < runs[1]["step_mib"]
 
 
 def test_committed_results_are_whole():
