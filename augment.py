@@ -104,14 +104,14 @@ def random_crop(batch: int, side: int, scale, ratio, device="cpu", tries: int = 
 
 def resized_crop(x: Tensor, top, left, height, width, size: int, flip: Tensor | None = None) -> Tensor:
     """Crop each image to its own box and resize it, bilinear and antialiased: (B, 3, S, S) -> (B, 3, size, size)."""
-    rows = _resize_matrix(top, height, x.shape[-2], size)  # (B, size, S)
-    columns = _resize_matrix(left, width, x.shape[-1], size)  # (B, size, S)
+    batch, _, side, _ = x.shape
+    both = _resize_matrix(torch.cat([top, left]), torch.cat([height, width]), side, size)
+    rows, columns = both.chunk(2)  # (B, size, S)
     if flip is not None:  # a mirrored image is one whose columns are read backwards
         columns = torch.where(flip[:, None, None], columns.flip(1), columns)
-    batch, _, height_in, width_in = x.shape
-    x = rows @ x.transpose(1, 2).reshape(batch, height_in, 3 * width_in)  # (B, size, 3 S): the channels side by side
-    x = x.view(batch, 3 * size, width_in) @ columns.transpose(1, 2)  # (B, 3 size, size)
-    return x.view(batch, size, 3, size).transpose(1, 2)  # (B, 3, size, size)
+    x = rows @ x.transpose(1, 2).reshape(batch, side, 3 * side)  # (B, size, 3 S): the channels side by side
+    x = x.view(batch, size * 3, side) @ columns.transpose(1, 2)  # (B, size 3, size)
+    return x.view(batch, size, 3, size).transpose(1, 2).contiguous()  # (B, 3, size, size)
 
 
 def _resize_matrix(start: Tensor, length: Tensor, source: int, size: int) -> Tensor:
