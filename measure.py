@@ -7,7 +7,6 @@ import platform
 import statistics
 import tempfile
 import time
-from itertools import accumulate
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages are not for the reader of a table
@@ -49,7 +48,7 @@ def median(seconds: list[float]) -> float:
 
 
 def peak_memory(call, device: torch.device) -> float:
-    """MiB of tensors that a call holds at its peak beyond what was held before it."""
+    """MiB of tensors that a call makes and holds at its peak."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -61,10 +60,15 @@ def peak_memory(call, device: torch.device) -> float:
     with tempfile.TemporaryDirectory() as folder:
         seen.export_chrome_trace(f"{folder}/trace.json")
         trace = json.loads(Path(folder, "trace.json").read_text(errors="replace"))["traceEvents"]
-    moves = sorted(
-        (e["ts"], e["args"]["Bytes"]) for e in trace if e["name"] == "[memory]"
-    )  # taken, or given back (< 0)
-    return max(accumulate((size for _, size in moves), initial=0)) / 2**20
+    moves = sorted((e for e in trace if e["name"] == "[memory]"), key=lambda e: e["ts"])
+    held, now, peak = {}, 0, 0
+    for place, size in ((move["args"]["Addr"], move["args"]["Bytes"]) for move in moves):
+        if size > 0:
+            held[place] = size
+        # what was there before the call has no size, or a wrong one, when it is given back
+        now += size if size > 0 else -held.pop(place, 0)
+        peak = max(peak, now)
+    return peak / 2**20
 
 
 def hardware(device: str = "auto") -> str:

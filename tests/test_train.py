@@ -133,7 +133,9 @@ def test_large_similarities_are_streamed_where_the_options_allow_it(tiny):
     million = 10**6
 
     def streams(**options):
-        config = tiny(arch="mobilenet_v3_small", width=0, dim=1, batch_size=256, **options)
+        config = tiny(
+            **({"arch": "mobilenet_v3_small", "width": 0, "dim": 1, "batch_size": 256, "negatives": 0} | options)
+        )
         return Pretraining(config, million, torch.device("cpu")).streams
 
     assert streams() and streams(lam=20.0) and not streams(similarity_gb=1.1)
