@@ -36,7 +36,7 @@ class Augment:
     flip_p: float = 0.5
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        x = pixels.float() / 255  # (B, 3, S, S)
+        x = pixels.float().div_(255)  # (B, 3, S, S)
         top, left, height, width = random_crop(len(x), x.shape[-1], self.scale, self.ratio, x.device)
         x = resized_crop(x, top, left, height, width, self.size, flip=_coin(x, self.flip_p))  # (B, 3, size, size)
         x = self.color_jitter(x)
