@@ -209,10 +209,19 @@ def test_a_run_in_another_figure_s_file_is_not_repeated(tmp_path, monkeypatch, c
 
 
 SCRIPT = """
-import sys
+import pathlib, sys, time
 sys.path[:0] = ["figures", "tests"]
+import sweep
 from sweep import Config, SCALES, figure
 from conftest import TINY
+
+class Slow(sweep.Watch):
+    def __call__(self, run, dataset, epoch):
+        if epoch > 3 and (pathlib.Path(__file__).parent / "slow").exists():
+            time.sleep(1)  # leaves time to interrupt a run whose epochs take milliseconds
+        return super().__call__(run, dataset, epoch)
+
+sweep.Watch = Slow
 SCALES["cpu"] = TINY | {"epochs": 24, "subset": 64}
 def points(base, scale):
     return {"a": base, "b": Config(**(base.__dict__ | {"lam": 1.0}))}
@@ -223,6 +232,7 @@ if __name__ == "__main__":
 
 def test_an_interrupted_sweep_goes_on_at_the_last_epoch(pictures, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "slow").touch()
     options = ["--data-dir", pictures, "--results", tmp_path / "x.json", "--keep", tmp_path / "kept", "--seeds", "0"]
     command = [sys.executable, tmp_path / "script.py", *options]
 
@@ -236,6 +246,7 @@ def test_an_interrupted_sweep_goes_on_at_the_last_epoch(pictures, tmp_path):
         error = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and "the same command goes on" in error and "Traceback" not in error
     before = epochs()
+    (tmp_path / "slow").unlink()
     assert max(before) < 24 and not (tmp_path / "x.json").exists()
     done = subprocess.run(command, cwd=sweeper.ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
