@@ -2,8 +2,8 @@
 
 Each is an nn.Module around a backbone: `forward(view, other)` takes two views (B, 3, H, W) of the same images and gives the
 loss; `after_step()` follows the optimiser's step. Head sizes, temperatures and momenta are those of lightly's CIFAR-10
-benchmark, whose learning rate and weight decay are SETTINGS. Backbone, augmentation, optimiser, schedule, checkpoints and
-evaluation are those of our own method. lightly is an optional dependency: pip install -r requirements-bench.txt.
+benchmark, which has learning rate 0.06 for a batch of 128 and weight decay 5e-4. Backbone, augmentation, optimiser,
+schedule, checkpoints and evaluation are those of our own method. lightly is an optional dependency: pip install -r requirements-bench.txt.
 """
 
 import copy
@@ -23,9 +23,6 @@ try:
     from lightly.models.utils import deactivate_requires_grad, update_momentum
 except ImportError as error:
     raise UserError(f"the two-branch methods need lightly: pip install -r requirements-bench.txt ({error})") from error
-
-
-SETTINGS = {"lr": 0.06, "weight_decay": 5e-4}  # for a batch of 128; lr in proportion to it
 
 
 class SimCLR(nn.Module):

@@ -6,60 +6,57 @@
 
 Every point is a run of its own, whose learning rate falls to zero at its end: a line through a method's runs of several
 lengths is what it reaches in a given time. Needs requirements-bench.txt. Learning rate and weight decay of the others are
-those of lightly's CIFAR-10 benchmark (`baselines.SETTINGS`).
+in figures/field.py.
 """
 
+import statistics
 import sys
 from dataclasses import replace
 
 import plots
+from field import NAMES, OURS, at_scale, contestant
 from sweep import Config, figure, spread
 
-from config import METHODS
-
-NAMES = dict(zip(METHODS, ("ours", "SimCLR", "MoCo", "MoCo v2", "BYOL", "SimSiam", "Barlow Twins", "DINO")))
-EPOCHS = {"demo": (2, 4, 8), "cpu": (5, 15, 30), "paper": (50, 200, 400)}  # the last is ours alone
+EPOCHS = {"demo": (2, 4, 8), "cpu": (5, 10, 20), "paper": (50, 200, 400)}  # the last for one branch alone
 
 
 def points(base: Config, scale: str = "cpu") -> dict[str, Config]:
+    base = at_scale(base, scale)
     if scale == "cpu":
-        base = replace(base, subset=10_000, dim=2048, hidden=2048, negatives=Config.negatives)
+        base = replace(base, subset=10_000)
     elif scale == "paper":
         base = replace(base, dataset="cifar100")
-    short, long, longer = EPOCHS[scale]
     rows = {}
     for method, name in NAMES.items():
-        config = base if method == "ours" else like_the_field(base, method)
-        for epochs in (short, long, longer) if method == "ours" else (short, long):
-            rows[f"{name}, {epochs} epochs"] = replace(config, epochs=epochs)
+        short, long, longer = EPOCHS[scale]
+        lengths = {"ours": (short, long, longer)}.get(method, (longer,) if method in OURS else (short, long))
+        for epochs in lengths:
+            rows[f"{name}, {epochs} epochs"] = replace(contestant(base, method), epochs=epochs)
     return rows
 
 
-def like_the_field(base: Config, method: str) -> Config:
-    """base with the method and its settings, and ours put back to their defaults: they mean nothing to it."""
-    names = (
-        "layers hidden dim temperature momentum bank_init bank_update negatives lam kl_temperature cutmix sgd_momentum"
-    )
-    defaults = {name: getattr(Config, name) for name in names.split()}
-    return replace(base, method=method, lr=0.06 * base.batch_size / 128, weight_decay=5e-4, **defaults)
+def method_of(name: str) -> str:
+    return name.rsplit(", ", 1)[0]
 
 
 def seconds(runs: list[dict], name: str) -> float:
-    mine = [run["epochs"][-1]["seconds"] for run in runs if run["name"] == name]
-    return sum(mine) / len(mine)
+    """Training time: the median epoch's, over all seeds, for every epoch. What else ran on the machine counts for less."""
+    mine = [run["epochs"] for run in runs if run["name"] == name]
+    clocks = [[0.0, *(row["seconds"] for row in epochs)] for epochs in mine]
+    return len(mine[0]) * statistics.median(b - a for clock in clocks for a, b in zip(clock, clock[1:]))
 
 
 def draw(runs: list[dict], path) -> None:
     names = list(dict.fromkeys(run["name"] for run in runs))
-    methods = list(dict.fromkeys(name.split(",")[0] for name in names))
+    methods = list(dict.fromkeys(method_of(name) for name in names))
     figure, axes = plots.plt.subplots(1, 2, figsize=(10, 4.6), constrained_layout=True)
     for axis, (key, words) in zip(axes, plots.FIGURES.items()):
         for i, method in enumerate(methods):
-            mine = [name for name in names if name.split(",")[0] == method]
+            mine = [name for name in names if method_of(name) == method]
             values = [plots.percent(runs, name, key) for name in mine]
             axis.errorbar(
                 [seconds(runs, name) / 60 for name in mine], [v.mean().item() for v in values],
-                [plots.deviation(v) for v in values], marker="os^dvP*X"[i], capsize=2, label=method,
+                [plots.deviation(v) for v in values], marker="osphH^dvP*X"[i], capsize=2, label=method,
                 color=plots.plt.get_cmap("cividis")(i / len(methods)) if i else plots.ORANGE, linewidth=1 + (i == 0),
             )  # fmt: skip
         axis.set(xlabel="training time, minutes", ylabel=words, xscale="log")
@@ -70,8 +67,8 @@ def draw(runs: list[dict], path) -> None:
 
 def title(runs: list[dict], names: list[str]) -> str:
     """Ours at its longest beside the best of the others at theirs, which takes about as long."""
-    mine = [name for name in names if name.startswith("ours")]
-    others = [name for name in names if not name.startswith("ours")]
+    mine = [name for name in names if method_of(name) == "ours"]
+    others = [name for name in names if method_of(name) not in [NAMES[own] for own in OURS]]
     best = max(others, key=lambda name: plots.percent(runs, name, "linear").mean())
     gain, error = plots.change(runs, mine[-1], best, "linear")
     ratio = seconds(runs, mine[-1]) / seconds(runs, best)

@@ -1,0 +1,44 @@
+"""The learning rate of every method of the comparisons: three of them each, on images held out of the training set.
+
+    python figures/field_lr.py --data-dir my_cifar10                half an hour on two cores
+
+The middle one is the method's own: 0.1 for ours, lightly's benchmark's for the others. The sum of the
+held-out linear and kNN accuracies chooses; the choices are `field.LR`.
+"""
+
+import sys
+from dataclasses import replace
+
+from field import LR, NAMES, OURS, at_scale, contestant
+from sweep import Config, figure, spread
+
+EPOCHS = {"demo": 2, "cpu": 10, "paper": 50}
+HELD_OUT = {"demo": 300, "cpu": 4000, "paper": 5000}
+
+
+def rates(method: str) -> tuple[float, float, float]:
+    return (0.05, 0.1, 0.2) if method in OURS else (0.03, 0.06, 0.12)
+
+
+def points(base: Config, scale: str = "cpu") -> dict[str, Config]:
+    base = replace(at_scale(base, scale), epochs=EPOCHS[scale], holdout=HELD_OUT[scale])
+    searched = [method for method in NAMES if method != "moco"]  # takes what MoCo v2 takes
+    return {f"{NAMES[method]}, lr {lr:g}": contestant(base, method, lr) for method in searched for lr in rates(method)}
+
+
+def table(runs: list[dict]) -> str:
+    """Markdown: a line a method, linear / kNN on held-out images at each of its rates, the choice in bold."""
+    lines = ["| method | half the rate | its own | twice |", "|---|---|---|---|"]
+    for method, words in NAMES.items():
+        cells = []
+        for lr in rates(method):
+            name = f"{words}, lr {lr:g}"
+            if any(run["name"] == name for run in runs):
+                text = f"{lr:g}: {spread(runs, name, 'linear')} / {spread(runs, name, 'knn')}"
+                cells.append(f"**{text}**" if lr == LR[method] else text)
+        lines += [f"| {words} | {' | '.join(cells)} |"] * bool(cells)
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(figure("field_lr", __doc__, points, show=table))
