@@ -150,20 +150,18 @@ def rgb_to_grayscale(x: Tensor) -> Tensor:
     return gray[:, None].expand_as(x)
 
 
-def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(other, x, factor[:, None, None, None]).clamp_(0, 1)
-
-
 def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
     return (x * factor[:, None, None, None]).clamp_(0, 1)
 
 
 def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    return _blend(x, rgb_to_grayscale(x)[:, :1].mean((2, 3), keepdim=True), factor)
+    mean = x.flatten(2).mean(2) @ x.new_tensor(GRAY)  # (B,) the mean of the grey image is the grey of the mean
+    shift = mean * (1 - factor)
+    return (x * factor[:, None, None, None]).add_(shift[:, None, None, None]).clamp_(0, 1)
 
 
 def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
-    return _blend(x, rgb_to_grayscale(x), factor)
+    return torch.lerp(rgb_to_grayscale(x), x, factor[:, None, None, None]).clamp_(0, 1)
 
 
 def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
