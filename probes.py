@@ -122,15 +122,17 @@ def few_labels(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, share
     """Mean and standard deviation of the linear probe over draws of `share` of the labels, at least one a class."""
     accuracies = []
     for draw in range(draws):
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(draw))
-        chosen = []
-        for c in labels.unique():
-            members = order[labels[order] == c]
-            chosen.append(members[: max(1, round(share * len(members)))])
-        chosen = torch.cat(chosen)
+        chosen = draw_labels(labels, share, draw)
         accuracies.append(linear_probe(train[chosen], labels[chosen], test, truth))
     accuracies = torch.tensor(accuracies)
     return accuracies.mean().item(), accuracies.std().item()
+
+
+def draw_labels(labels: Tensor, share: float, draw: int) -> Tensor:
+    """Indices of `share` of each class of labels (N,), of one image at least; another draw gives others."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(draw))
+    members = [order[labels[order] == c] for c in labels.unique()]
+    return torch.cat([m[: max(1, round(share * len(m)))] for m in members])
 
 
 def train_head(

@@ -26,6 +26,7 @@ OURS = {
 }
 # Learning rates for a batch of 128; the middle of the search until the search is done.
 LR = {method: 0.1 if method in OURS else 0.06 for method in NAMES}
+BEST = ("simclr", "byol")  # of the others, by the same search: those that the further tables have
 # A method's settings that mean nothing to a two-branch one: put back to their defaults there.
 OWN = "layers hidden dim temperature momentum bank_init bank_update negatives lam kl_temperature cutmix sgd_momentum"
 
@@ -43,3 +44,8 @@ def at_scale(base: Config, scale: str) -> Config:
     """base with the bank of the default recipe at cpu scale: there the other figures use a smaller one."""
     default = {name: getattr(Config, name) for name in ("dim", "hidden", "negatives")}
     return replace(base, **default) if scale == "cpu" else base
+
+
+def lasting(config: Config, epochs: int) -> Config:
+    """config for that many epochs, of which at most a fifth are warm-up."""
+    return replace(config, epochs=epochs, warmup=min(config.warmup, epochs / 5))

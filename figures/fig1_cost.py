@@ -14,7 +14,7 @@ import sys
 from dataclasses import replace
 
 import plots
-from field import NAMES, OURS, at_scale, contestant
+from field import NAMES, OURS, at_scale, contestant, lasting
 from sweep import Config, figure, spread
 
 EPOCHS = {"demo": (2, 4, 8), "cpu": (5, 10, 20), "paper": (50, 200, 400)}  # the last for one branch alone
@@ -31,7 +31,7 @@ def points(base: Config, scale: str = "cpu") -> dict[str, Config]:
         short, long, longer = EPOCHS[scale]
         lengths = {"ours": (short, long, longer)}.get(method, (longer,) if method in OURS else (short, long))
         for epochs in lengths:
-            rows[f"{name}, {epochs} epochs"] = replace(contestant(base, method), epochs=epochs)
+            rows[f"{name}, {epochs} epochs"] = lasting(contestant(base, method), epochs)
     return rows
 
 

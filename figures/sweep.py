@@ -96,8 +96,12 @@ def images(**fields) -> Dataset:
     return load_dataset(Config(**fields))
 
 
-def run_one(name: str, config: Config, threads: int, looks: int, controls: bool, keep: str, memory: bool) -> dict:
+def run_one(
+    name: str, config: Config, threads: int, looks: int, controls: bool, keep: str, memory: bool, measure
+) -> dict:
     """Train and evaluate; returns the run's entry in the results.
+
+    measure(checkpoint, dataset), if given, makes the final figures instead of `evaluate`: knn and linear among them.
 
     Its folder lies in `keep` or, until the run is in the results, in runs/figures; a run that stopped goes on from there.
     """
@@ -110,7 +114,10 @@ def run_one(name: str, config: Config, threads: int, looks: int, controls: bool,
     train(replace(config, out=str(folder)), resume, dataset, Watch(looks))
     checkpoint = read_checkpoint(str(folder))
     precision = pick_precision(config.precision, pick_device(config.device))
-    final = evaluate(checkpoint, dataset, device=config.device, controls=controls, quiet=True)
+    if measure:
+        final = {"trained": measure(checkpoint, dataset)}
+    else:
+        final = evaluate(checkpoint, dataset, device=config.device, controls=controls, quiet=True)
     if not keep:
         shutil.rmtree(folder)
     return {
@@ -141,12 +148,14 @@ def sweep(
     keep="",
     needs=(),
     memory=False,
+    measure=None,
 ) -> list[dict]:
     """All runs of points x seeds, from the file or made now, `jobs` at a time; returned in the order of the points.
 
-    A run that is there counts if its epochs have the figures named by needs; so do those in the files beside this one.
+    A run that is there counts if its epochs or its final figures have those named by needs; so do those in the files
+    beside this one.
     """
-    runs = [run for run in read(file) if set(needs) <= run["epochs"][-1].keys()]
+    runs = [run for run in read(file) if whole(run, needs)]
     here = {fingerprint(config.dataset, config.data_dir) for config in points.values()}
     folders = {run["data"] for run in runs if run["config"]["dataset"] == "folder"}
     if folders - here and here != {""}:
@@ -155,8 +164,8 @@ def sweep(
     need = {identity(asdict(c), c.seed) for _, c in wanted} - {identity(run["config"], run["seed"]) for run in runs}
     for other in sorted(file.parent.glob("*.json")) if need and not controls else ():
         for run in neighbour(other):
-            known, whole = identity(run["config"], run["seed"]), set(needs) <= run["epochs"][-1].keys()
-            if known in need and whole and (run["data"] in here or here == {""}):
+            known = identity(run["config"], run["seed"])
+            if known in need and whole(run, needs) and (run["data"] in here or here == {""}):
                 need.remove(known)
                 runs.append(run)
     missing = [(name, c) for name, c in wanted if identity(asdict(c), c.seed) in need]
@@ -165,7 +174,7 @@ def sweep(
         bar = tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc=file.stem, unit="run", smoothing=0)
         with bar:
             try:
-                for run in side_by_side(missing, jobs, looks, controls, keep, memory):
+                for run in side_by_side(missing, jobs, looks, controls, keep, memory, measure):
                     runs.append(run)
                     lines = ",\n".join(json.dumps(run) for run in runs)
                     save_text(f'{{"runs": [\n{lines}\n]}}\n', file, "the results")
@@ -175,6 +184,10 @@ def sweep(
     found = {identity(run["config"], run["seed"]): run for run in runs}
     order = sorted(wanted, key=lambda w: list(points).index(w[0]))
     return [found[identity(asdict(c), c.seed)] | {"name": name} for name, c in order]
+
+
+def whole(run: dict, needs) -> bool:
+    return set(needs) <= run["epochs"][-1].keys() | run["final"].keys()
 
 
 def neighbour(file: Path) -> list[dict]:
@@ -249,12 +262,12 @@ def arguments(name: str, description: str, argv: list[str] | None) -> argparse.N
     return args
 
 
-def figure(name: str, description: str, points, draw=None, argv=None, show=table, **options) -> int:
+def figure(name: str, description: str, points, draw=None, argv=None, show=table, measure=None, **options) -> int:
     """The main() of a figure's script: run what is missing, draw, print the table. Returns the exit status.
 
     points(base, scale) gives the configurations by name, from the scale's base; draw(runs, path) writes the picture; show
     makes the table. options are `sweep`'s: looks, the epochs between looks at the kNN accuracy on all test images,
-    controls, needs and memory, whether a step's is measured.
+    controls, needs and memory, whether a step's is measured; measure(base, scale) gives that of `run_one`.
     """
 
     def stop(*_):
@@ -265,6 +278,7 @@ def figure(name: str, description: str, points, draw=None, argv=None, show=table
         args = arguments(name, description, argv)
         base = Config(**(SCALES[args.scale] | {"data_dir": args.data_dir, "device": args.device, "knn_every": 0}))
         base = replace(base, dataset=args.dataset or base.dataset)
+        options["measure"] = measure and measure(base, args.scale)
         runs = sweep(args.results, points(base, args.scale), args.seeds, args.jobs, keep=args.keep, **options)
         if draw:
             with replacing(args.picture, "the picture") as part:

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "figures"))
 
 import bank_spectrum
 import cheaper_bank
+import data_efficiency
 import field
 import field_lr
 import fig1_cost
@@ -22,6 +23,7 @@ import fig3_convergence
 import fig4_momentum
 import fig5_lambda
 import ingredients
+import model_efficiency
 import negatives
 import neighbours
 import observe
@@ -31,6 +33,7 @@ import speed
 import sqrtkl_where
 import sweep as sweeper
 import torch
+import transfer
 
 import bench
 from config import Config
@@ -65,7 +68,7 @@ def test_a_damaged_results_file_is_named_with_what_to_do(tmp_path):
 
 SCRIPTS = (
     fig3_convergence, fig4_momentum, fig5_lambda, ingredients, sqrtkl_where, bank_spectrum, recipe, negatives, cheaper_bank,
-    fig1_cost, field_lr,
+    fig1_cost, field_lr, data_efficiency, model_efficiency, transfer,
 )  # fmt: skip
 
 
@@ -310,6 +313,59 @@ def test_the_table_of_costs_has_time_and_memory(tiny):
     assert (
         lines[2] == "| ours, 5 epochs | 46.0 ± 1.0 | 41.0 ± 1.0 | 100 | 100 | 3 |" and len(lines) == 2 + 3 + 2 + 7 * 2
     )
+
+
+def test_what_little_data_will_do_is_measured_and_drawn(tiny, tmp_path):
+    points = {"ours, 96 images": tiny(epochs=1), "SimCLR, 96 images": tiny(epochs=1, method="simclr")}
+    runs = sweeper.sweep(tmp_path / "x.json", points, seeds=(0,), jobs=1, measure=data_efficiency.measure)
+    ours, other = (run["final"] for run in runs)
+    keys = {"knn", "linear", "linear_1", "linear_10", "linear_1_std", "linear_10_std"}
+    assert set(other) == keys and set(ours) == keys | {f"scratch_linear{share}" for share in ("", "_1", "_10")}
+    assert all(0 <= value <= 1 for value in (*ours.values(), *other.values()))
+    again = sweeper.sweep(tmp_path / "x.json", points, seeds=(0,), needs=("linear_1",))
+    assert again[0]["final"] == ours, "a run that has what is needed is not repeated"
+    data_efficiency.draw(runs, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+    lines = data_efficiency.table(runs).splitlines()
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["ours", "SimCLR", "from scratch"]
+
+
+def test_the_title_of_little_data_names_the_largest_and_the_smallest_gain():
+    def runs(count, **final):
+        return [{"name": f"ours, {count} images", "final": final | {f"scratch_{key}": 0.3 for key in final}}]
+
+    found = data_efficiency.rows_of(
+        runs(1000, linear=0.4, linear_10=0.35, linear_1=0.32) + runs(5000, linear=0.29, linear_10=0.3, linear_1=0.3)
+    )
+    text = data_efficiency.title(found)
+    assert "+10.0 (1000 images, all labels) to -1.0 (5000 images, all labels)" in text
+
+
+def test_small_backbones_are_drawn_with_what_they_cost(titles, tmp_path):
+    runs = invented(model_efficiency, better=["resnet10, ours"])
+    model_efficiency.draw(runs, tmp_path / "x.png")
+    assert "ahead on 1 of 6" in titles[0] and "resnet10 +10.0, mobilenet_v3_small +0.0" in titles[0]
+    lines = model_efficiency.table(runs).splitlines()
+    assert len(lines) == 2 + 18 and lines[-1].startswith("| resnet18 | 11.17 | 312 | BYOL | 46.0 ± 1.0 |")
+
+
+def test_transfer_probes_every_run_on_every_target(tiny, tmp_path):
+    own = tiny().dataset
+    points = {f"ours on {own}": tiny(epochs=1)}
+    targets = tuple(dict.fromkeys((own, "shapes")))
+    runs = sweeper.sweep(tmp_path / "x.json", points, seeds=(0,), jobs=1, measure=transfer.Measure(targets))
+    wanted = {
+        f"{who} {key} {t}" for who in ("trained", "untrained", "raw") for key in ("knn", "linear") for t in targets
+    }
+    assert set(runs[0]["final"]) == wanted | {"knn", "linear"}
+    lines = transfer.table(runs).splitlines()
+    assert [line.split(" | ")[0] for line in lines] == [
+        "| pretrained on",
+        "|" + "---|" * (len(targets) + 2),
+        f"| ours on {own}",
+        "| untrained",
+        "| raw",
+    ]
 
 
 def test_a_field_s_methods_keep_to_their_own_settings():
