@@ -25,13 +25,29 @@ except ImportError as error:
     raise UserError(f"the two-branch methods need lightly: pip install -r requirements-bench.txt ({error})") from error
 
 
+class InFloat32(nn.Module):
+    """A loss of the networks' outputs in float32, also where the networks compute in bf16."""
+
+    def __init__(self, criterion: nn.Module):
+        super().__init__()
+        self.criterion = criterion
+
+    def forward(self, *outputs):
+        def exact(x):
+            return [y.float() for y in x] if isinstance(x, list) else x.float()
+
+        device = next(iter(outputs[0])).device if isinstance(outputs[0], list) else outputs[0].device
+        with torch.autocast(device.type, enabled=False):
+            return self.criterion(*map(exact, outputs))
+
+
 class SimCLR(nn.Module):
     """arXiv 2002.05709: a view finds its partner among the views of the batch."""
 
     def __init__(self, backbone: nn.Module, features: int):
         super().__init__()
         self.backbone, self.head = backbone, heads.SimCLRProjectionHead(features, 512, 128)
-        self.criterion = NTXentLoss(temperature=0.5)
+        self.criterion = InFloat32(NTXentLoss(temperature=0.5))
 
     def forward(self, view: Tensor, other: Tensor) -> Tensor:
         return self.criterion(self.head(self.backbone(view)), self.head(self.backbone(other)))
@@ -50,7 +66,7 @@ class SimSiam(nn.Module):
             [(features, 2048, nn.BatchNorm1d(2048), nn.ReLU()), (2048, 2048, nn.BatchNorm1d(2048), None)]
         )
         self.predictor = heads.SimSiamPredictionHead(2048, 512, 2048)
-        self.criterion = NegativeCosineSimilarity()
+        self.criterion = InFloat32(NegativeCosineSimilarity())
 
     def forward(self, view: Tensor, other: Tensor) -> Tensor:
         z, z_other = (self.head(self.backbone(v)) for v in (view, other))  # (B, 2048)
@@ -68,7 +84,7 @@ class BarlowTwins(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = heads.ProjectionHead([(features, 2048, nn.BatchNorm1d(2048), nn.ReLU()), (2048, 2048, None, None)])
-        self.criterion = BarlowTwinsLoss()
+        self.criterion = InFloat32(BarlowTwinsLoss())
 
     def forward(self, view: Tensor, other: Tensor) -> Tensor:
         return self.criterion(self.head(self.backbone(view)), self.head(self.backbone(other)))
@@ -100,7 +116,7 @@ class MoCo(_WithTeacher):
 
     def __init__(self, backbone: nn.Module, features: int):
         super().__init__(backbone, lambda: heads.MoCoProjectionHead(features, 512, 128))
-        self.criterion = NTXentLoss(temperature=0.1, memory_bank_size=(4096, 128))
+        self.criterion = InFloat32(NTXentLoss(temperature=0.1, memory_bank_size=(4096, 128)))
 
     def one_way(self, view: Tensor, other: Tensor) -> Tensor:
         return self.criterion(self.head(self.backbone(view)), self.teacher_head(self.teacher(other)).detach())
@@ -119,7 +135,7 @@ class BYOL(_WithTeacher):
     def __init__(self, backbone: nn.Module, features: int):
         super().__init__(backbone, lambda: heads.BYOLProjectionHead(features, 1024, 256))
         self.predictor = heads.BYOLPredictionHead(256, 1024, 256)
-        self.criterion = NegativeCosineSimilarity()
+        self.criterion = InFloat32(NegativeCosineSimilarity())
 
     def one_way(self, view: Tensor, other: Tensor) -> Tensor:
         prediction = self.predictor(self.head(self.backbone(view)))
@@ -131,7 +147,7 @@ class DINO(_WithTeacher):
 
     def __init__(self, backbone: nn.Module, features: int):
         super().__init__(backbone, lambda: heads.DINOProjectionHead(features, 512, 64, 2048, batch_norm=True))
-        self.criterion = DINOLoss(2048)
+        self.criterion = InFloat32(DINOLoss(2048))
 
     def forward(self, view: Tensor, other: Tensor) -> Tensor:
         student = [self.head(self.backbone(v)) for v in (view, other)]

@@ -2,7 +2,7 @@
 
 Backbone, images, augmentation, batch size, SGD with a cosine, and the evaluation are everybody's. A method's own are its
 head, its weight decay and its learning rate. Those of the others come from lightly's CIFAR-10 benchmark
-(the weight decay is 5e-4), ours from `config.Config`; the learning rate of each is the best of three by `figures/field_lr.py`.
+(the weight decay is 5e-4), ours from `config.Config`; the learning rate of each is the best of a few by `figures/field_lr.py`.
 
     NPID        our bank at a random start, with NPID's rule and its m (arXiv 1805.01978)
     parametric  instance classification with a classifier that SGD trains (arXiv 2006.14618). A bank is one: w + a g for
