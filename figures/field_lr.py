@@ -1,4 +1,4 @@
-"""The learning rate of every method of the comparisons: three or four of them each, on images held out of the training set.
+"""The learning rate of every method of the comparisons: a few of them each, on images held out of the training set.
 
     python figures/field_lr.py --data-dir my_cifar10                half an hour on two cores
 
@@ -9,7 +9,7 @@ held-out linear and kNN accuracies chooses; the choices are `field.LR`.
 import sys
 from dataclasses import replace
 
-from field import LR, NAMES, OURS, at_scale, contestant
+from field import LR, NAMES, at_scale, contestant
 from sweep import Config, figure, spread
 
 EPOCHS = {"demo": 2, "cpu": 10, "paper": 50}
@@ -17,9 +17,13 @@ HELD_OUT = {"demo": 300, "cpu": 4000, "paper": 5000}
 
 
 def rates(method: str) -> tuple[float, ...]:
-    if method == "barlow":
-        return 0.002, 0.006, 0.02  # solo-learn has a tenth of its loss, which is as good as a tenth of the rate
-    return (0.025, 0.05, 0.1, 0.2) if method in OURS else (0.03, 0.06, 0.12, 0.24)
+    """Doubled or halved from the method's own until it no longer helps."""
+    return {
+        "ours": (0.025, 0.05, 0.1, 0.2), "npid": (0.0125, 0.025, 0.05, 0.1, 0.2), "parametric": (0.025, 0.05, 0.1, 0.2),
+        "moco": (0.03, 0.06, 0.12, 0.24), "mocov2": (0.03, 0.06, 0.12, 0.24),
+        "barlow": (0.00006, 0.0002, 0.0006, 0.002, 0.006, 0.02),  # solo-learn has a tenth of its loss: as good as a tenth of the rate
+        "byol": (0.03, 0.06, 0.12, 0.24, 0.48, 0.96, 1.92), "simsiam": (0.03, 0.06, 0.12, 0.24, 0.48, 0.96),
+    }.get(method, (0.03, 0.06, 0.12, 0.24, 0.48))  # fmt: skip
 
 
 def points(base: Config, scale: str = "cpu") -> dict[str, Config]:

@@ -376,6 +376,19 @@ def test_a_field_s_methods_keep_to_their_own_settings():
     assert field.contestant(replace(base("cpu"), batch_size=512), "byol", 0.06).lr == pytest.approx(0.24)
 
 
+def test_the_chosen_learning_rates_are_the_best_of_the_search():
+    file = sweeper.RESULTS / "field_lr-cpu.json"
+    runs = sweeper.read(file)
+    for method in field.NAMES:
+        mine = {run["config"]["lr"]: run["final"]["linear"] + run["final"]["knn"] for run in runs
+                if run["name"].startswith(field.NAMES[method] + ", lr")}  # fmt: skip
+        if method != "moco":  # takes what MoCo v2 takes
+            best = max(mine, key=mine.get)
+            assert best == field.LR[method] and min(mine) < best < max(mine), method
+    assert field.LR["moco"] == field.LR["mocov2"]
+    assert field_lr.table(runs).count("**") == 2 * 9
+
+
 def test_a_run_can_be_measured_for_the_memory_of_its_step(tiny, tmp_path):
     points = {"ours": tiny(epochs=1), "byol": tiny(epochs=1, method="byol")}
     runs = sweeper.sweep(tmp_path / "x.json", points, seeds=(0,), jobs=1, memory=True)
