@@ -25,7 +25,7 @@ OURS = {
     "parametric": dict(bank_init="random", momentum=0.9),
 }
 LR = {  # for a batch of 128, the best of the search
-    "ours": 0.1, "npid": 0.025, "parametric": 0.05, "simclr": 0.24, "moco": 0.12, "mocov2": 0.12, "byol": 0.96,
+    "ours": 0.1, "npid": 0.0125, "parametric": 0.1, "simclr": 0.24, "moco": 0.12, "mocov2": 0.12, "byol": 0.96,
     "simsiam": 0.48, "barlow": 0.0002, "dino": 0.24,
 }  # fmt: skip
 BEST = ("simclr", "mocov2")  # of the others, per second, by the same search: those that the further tables have
@@ -43,9 +43,12 @@ def contestant(base: Config, method: str, lr: float = 0.0) -> Config:
 
 
 def at_scale(base: Config, scale: str) -> Config:
-    """base with the bank of the default recipe at cpu scale: there the other figures use a smaller one."""
-    default = {name: getattr(Config, name) for name in ("dim", "hidden", "negatives")}
-    return replace(base, **default) if scale == "cpu" else base
+    """base with a head that costs no more than its network, and the default's K, at cpu scale.
+
+    There a network of width 16 takes 9 million multiply-adds a view. D = 2048 would double a step's time, and reads no better:
+    44.7 / 39.6 (linear / kNN) against 44.4 / 40.2 on held-out images, ten epochs, one seed.
+    """
+    return replace(base, dim=512, hidden=512, negatives=Config.negatives) if scale == "cpu" else base
 
 
 def lasting(config: Config, epochs: int) -> Config:

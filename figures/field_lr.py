@@ -19,7 +19,7 @@ HELD_OUT = {"demo": 300, "cpu": 4000, "paper": 5000}
 def rates(method: str) -> tuple[float, ...]:
     """Doubled or halved from the method's own until it no longer helps."""
     return {
-        "ours": (0.025, 0.05, 0.1, 0.2), "npid": (0.0125, 0.025, 0.05, 0.1, 0.2), "parametric": (0.025, 0.05, 0.1, 0.2),
+        "ours": (0.025, 0.05, 0.1, 0.2), "npid": (0.00625, 0.0125, 0.025, 0.05, 0.1, 0.2), "parametric": (0.025, 0.05, 0.1, 0.2, 0.4),
         "moco": (0.03, 0.06, 0.12, 0.24), "mocov2": (0.03, 0.06, 0.12, 0.24),
         "barlow": (0.00006, 0.0002, 0.0006, 0.002, 0.006, 0.02),  # solo-learn has a tenth of its loss: as good as a tenth of the rate
         "byol": (0.03, 0.06, 0.12, 0.24, 0.48, 0.96, 1.92), "simsiam": (0.03, 0.06, 0.12, 0.24, 0.48, 0.96),
