@@ -49,19 +49,20 @@ def seconds(runs: list[dict], name: str) -> float:
 def draw(runs: list[dict], path) -> None:
     names = list(dict.fromkeys(run["name"] for run in runs))
     methods = list(dict.fromkeys(method_of(name) for name in names))
-    figure, axes = plots.plt.subplots(1, 2, figsize=(10, 4.6), constrained_layout=True)
+    figure, axes = plots.plt.subplots(1, 2, figsize=(11.5, 4.6), constrained_layout=True)
     for axis, (key, words) in zip(axes, plots.FIGURES.items()):
         for i, method in enumerate(methods):
             mine = [name for name in names if method_of(name) == method]
             values = [plots.percent(runs, name, key) for name in mine]
             axis.errorbar(
                 [seconds(runs, name) / 60 for name in mine], [v.mean().item() for v in values],
-                [plots.deviation(v) for v in values], marker="osphH^dvP*X"[i], capsize=2, label=method,
+                [plots.deviation(v) for v in values], marker="osp<>^dvP*X"[i], capsize=2, label=method,
                 color=plots.plt.get_cmap("cividis")(i / len(methods)) if i else plots.ORANGE, linewidth=1 + (i == 0),
             )  # fmt: skip
         axis.set(xlabel="training time, minutes", ylabel=words, xscale="log")
         axis.xaxis.set_major_formatter("{x:g}")
-    axes[1].legend(fontsize=8, ncols=2, loc="lower right")
+        axis.xaxis.set_minor_formatter("{x:.2g}")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
     plots.finish(figure, title(runs, names), runs, path)
 
 
@@ -71,8 +72,9 @@ def title(runs: list[dict], names: list[str]) -> str:
     others = [name for name in names if method_of(name) not in [NAMES[own] for own in OURS]]
     best = max(others, key=lambda name: plots.percent(runs, name, "linear").mean())
     gain, error = plots.change(runs, mine[-1], best, "linear")
+    margin = f" ± {error:.1f}" if len(plots.percent(runs, best, "linear")) > 1 else ""
     ratio = seconds(runs, mine[-1]) / seconds(runs, best)
-    return f"Linear probe: {mine[-1]}, less {best}: {gain:+.1f} ± {error:.1f} in {ratio:.2f} times the time"
+    return f"Linear probe: {mine[-1]}, less {best}: {gain:+.1f}{margin} in {ratio:.2f} times the time"
 
 
 def table(runs: list[dict]) -> str:
