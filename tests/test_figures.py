@@ -401,7 +401,8 @@ def test_committed_results_are_whole():
     for file in sweeper.RESULTS.glob("*.json"):
         for run in json.loads(file.read_text())["runs"]:
             assert run["hardware"] and run["date"] and run["epochs"] and 0 < run["final"]["linear"] < 1, file
-            assert run["data"] and not run["config"]["data_dir"] and not run["config"]["out"]
+            assert bool(run["data"]) == (run["config"]["dataset"] == "folder"), file  # a folder's hash
+            assert not run["config"]["data_dir"] and not run["config"]["out"], file
 
 
 def test_the_picture_of_speed_is_drawn_from_what_bench_writes(tmp_path, capsys):
