@@ -33,6 +33,7 @@ class Augment:
     gray_p: float = 0.2
     blur_p: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize_p: float = 0.0
     flip_p: float = 0.5
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -44,6 +45,8 @@ class Augment:
         if self.blur_p > 0:
             sigma = _uniform(x, *self.blur_sigma)
             x = torch.where(_coin(x, self.blur_p)[:, None, None, None], gaussian_blur(x, sigma), x)
+        if self.solarize_p > 0:
+            x = torch.where(_coin(x, self.solarize_p)[:, None, None, None], solarize(x), x)
         return normalize(x)
 
     def color_jitter(self, x: Tensor) -> Tensor:
@@ -184,6 +187,11 @@ def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
     for channel, ramp in zip(out.unbind(1), ramps):  # red, green, blue
         torch.addcmul(lowest, chroma, ramp.clamp_(0, 1), out=channel)
     return out
+
+
+def solarize(x: Tensor, threshold: float = 0.5) -> Tensor:
+    """Invert what is as bright as the threshold or brighter."""
+    return torch.where(x >= threshold, 1 - x, x)
 
 
 # -------------------------------------------------------------------------------------------------------------- CutMix

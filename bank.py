@@ -9,6 +9,9 @@ is not trained by the optimiser. It starts either at random (NPID) or from one f
 
 The second is a gradient step. For one sample dL_NCE/dw_k = (P_k - [k = y]) z / tau, for every k and not only for k = y;
 1/tau and the step size are absorbed in (1 - m). NPID's rule is what remains of it when P is dropped.
+
+With several views v of an image in a step (--views), each of weight ω_v, Σ_v ω_v = 1, the sum over i becomes
+Σ_v ω_v Σ_i ([k = y_i] - P_k^(v,i)) z_i^(v), and z_y in NPID's rule Σ_v ω_v z_y^(v): an image weighs 1 as before.
 """
 
 import torch
@@ -135,6 +138,7 @@ class MemoryBank(nn.Module):
         target: Tensor | None = None,
         log_total: Tensor | None = None,
         chunk: int = 8192,
+        weight: Tensor | None = None,
     ) -> None:
         """Move the bank after a step, in place and without gradient.
 
@@ -143,7 +147,7 @@ class MemoryBank(nn.Module):
         target (B, M) soft weights that replace [k = y_i] in the corrected rule (CutMix). log_total (B,), the
         log Σ_j exp(s_ij / tau) that `loss.streaming_losses` returns, stands in for similarity: the rows then move
         `chunk` at a time, and no (B, N) matrix is held. An index that occurs twice adds both of its views, as the sum over
-        the batch says. A row whose new value would be the zero vector stays as it was. Under autocast the products are made
+        the batch says; weight (B,) are the ω of such views (absent: 1 each). A row whose new value would be the zero vector stays as it was. Under autocast the products are made
         in its type; the rows move in their own. Raises ValueError for a wrong shape, an index outside the bank or a
         non-finite z; the bank is then untouched. Source: section "grad update" of arXiv 2404.19289 in our reading; the
         released code has NPID's rule.
@@ -172,7 +176,7 @@ class MemoryBank(nn.Module):
                 self.weight[place] if whole else self.weight.index_select(0, place)
             )  # (M, D) the bank itself, or a copy
             rows = rows.to(z.dtype)
-            _move(rows, pull, z, self.momentum)
+            _move(rows, pull, z if weight is None else z * weight[:, None].to(z.dtype), self.momentum)
             if self.weight.dtype != z.dtype:
                 rows = _round(rows)
             if self.weight.dtype != z.dtype or not whole:

@@ -1,21 +1,24 @@
 """Two-branch methods to stand beside, from lightly's losses, heads and momentum updates: `train.py --method byol`.
 
 Each is an nn.Module around a backbone: `forward(view, other)` takes two views (B, 3, H, W) of the same images and gives the
-loss; `after_step()` follows the optimiser's step. Head sizes, temperatures and momenta are those of lightly's CIFAR-10
-benchmark, which has learning rate 0.06 for a batch of 128 and weight decay 5e-4. Backbone, augmentation, optimiser,
-schedule, checkpoints and evaluation are those of our own method. lightly is an optional dependency: pip install -r requirements-bench.txt.
+loss; `after_step()` follows the optimiser's step; those that are `_OfPairs` take the crops of --views too. Head sizes,
+temperatures and momenta are those of lightly's CIFAR-10 benchmark, which has learning rate 0.06 for a batch of 128 and weight
+decay 5e-4. Backbone, augmentation, optimiser, schedule, checkpoints and evaluation are those of our own method. lightly is an
+optional dependency: pip install -r requirements-bench.txt.
 """
 
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ranks
 from config import Config
 from images import Images, UserError
 from models import pick_precision
-from pretraining import augmentation, build_encoder, load_weights
+from pretraining import build_encoder, load_weights
+from views import crops, pairs, through
 
 try:
     from lightly.loss import BarlowTwinsLoss, DINOLoss, NegativeCosineSimilarity, NTXentLoss
@@ -41,7 +44,26 @@ class InFloat32(nn.Module):
             return self.criterion(*map(exact, outputs))
 
 
-class SimCLR(nn.Module):
+class _OfPairs:
+    """For more than two crops: `online(x)` is what a method makes of a crop, `target(x)` what it compares others with (None:
+    online(x) itself), made of global crops only, and `agree(online, target)` the loss of a pair."""
+
+    target = None
+
+    def of_pairs(self, views: list[Tensor], weights: dict[tuple[int, int], float]) -> Tensor:
+        """The weighted sum over pairs of V crops (B, 3, H, W), global ones first; weights are those of `views.pairs`."""
+        count = len({j for _, j in weights})  # of the crops are global
+        online = through(self.online, views).chunk(len(views))
+        target = through(self.target, views[:count]).chunk(count) if self.target else online
+        loss = sum(w * self.agree(online[i], target[j]) for (i, j), w in weights.items())
+        self.remember(torch.cat(target[:count]))
+        return loss
+
+    def remember(self, target: Tensor) -> None:
+        """Called once a step with the targets of all global crops (G B, D)."""
+
+
+class SimCLR(_OfPairs, nn.Module):
     """arXiv 2002.05709: a view finds its partner among the views of the batch."""
 
     def __init__(self, backbone: nn.Module, features: int):
@@ -49,8 +71,14 @@ class SimCLR(nn.Module):
         self.backbone, self.head = backbone, heads.SimCLRProjectionHead(features, 512, 128)
         self.criterion = InFloat32(NTXentLoss(temperature=0.5))
 
+    def online(self, view: Tensor) -> Tensor:
+        return self.head(self.backbone(view))
+
+    def agree(self, online: Tensor, target: Tensor) -> Tensor:
+        return self.criterion(online, target)
+
     def forward(self, view: Tensor, other: Tensor) -> Tensor:
-        return self.criterion(self.head(self.backbone(view)), self.head(self.backbone(other)))
+        return self.criterion(self.online(view), self.online(other))
 
     def after_step(self) -> None:
         pass
@@ -111,19 +139,39 @@ class _WithTeacher(nn.Module):
         update_momentum(self.head, self.teacher_head, self.m)
 
 
-class MoCo(_WithTeacher):
+class MoCo(_OfPairs, _WithTeacher):
     """arXiv 2003.04297: a view finds its partner, seen by the teacher, among a queue of 4 096 earlier ones."""
 
     def __init__(self, backbone: nn.Module, features: int):
         super().__init__(backbone, lambda: heads.MoCoProjectionHead(features, 512, 128))
         self.criterion = InFloat32(NTXentLoss(temperature=0.1, memory_bank_size=(4096, 128)))
 
+    def online(self, view: Tensor) -> Tensor:
+        return self.head(self.backbone(view))
+
+    def target(self, view: Tensor) -> Tensor:
+        return self.teacher_head(self.teacher(view)).detach()
+
     def one_way(self, view: Tensor, other: Tensor) -> Tensor:
-        return self.criterion(self.head(self.backbone(view)), self.teacher_head(self.teacher(other)).detach())
+        return self.criterion(self.online(view), self.target(other))
+
+    def agree(self, online: Tensor, target: Tensor) -> Tensor:
+        """What the criterion gives. The criterion itself would put the target in the queue with every pair, and the next pair
+        would find it among its negatives."""
+        with torch.autocast(online.device.type, enabled=False):
+            z, key = (F.normalize(x.float(), dim=1) for x in (online, target))  # (B, 128)
+            queue = self.criterion.criterion.memory_bank(key)[1]  # (128, 4096)
+            logits = torch.cat([(z * key).sum(1, keepdim=True), z @ queue], 1) / self.criterion.criterion.temperature
+            return F.cross_entropy(logits, torch.zeros(len(z), dtype=torch.long, device=z.device))
+
+    def remember(self, target: Tensor) -> None:
+        self.criterion.criterion.memory_bank(F.normalize(target.float(), dim=1), update=True)
 
 
 class MoCoOneWay(MoCo):
     """As MoCo v2 was published: one view through the student and the other through the teacher, not both through both."""
+
+    of_pairs = None
 
     def forward(self, view: Tensor, other: Tensor) -> Tensor:
         return self.one_way(view, other)
@@ -175,19 +223,25 @@ class TwoBranches:
         self.encoder.precision = pick_precision(config.precision, device)
         model = METHODS[config.method](self.encoder.backbone, self.encoder.feature_dim)
         self.model = model.to(device, memory_format=torch.channels_last).train()
-        self.forward = torch.compile(self.model) if config.compile else self.model
+        self.crops, self.pairs = crops(config), pairs(config)
+        of_pairs = getattr(model, "of_pairs", None)
+        if self.pairs and not of_pairs:
+            able = ", ".join(name for name, kind in METHODS.items() if getattr(kind, "of_pairs", None))
+            raise UserError(f"--views {config.views}: not with --method {config.method}, but with ours, {able}")
+        call = of_pairs if self.pairs else self.model
+        self.forward = torch.compile(call) if config.compile else call
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(trained, config.lr, config.sgd_momentum, weight_decay=config.weight_decay)
-        self.augment = augmentation(config)
 
     def init_bank(self, images: Images) -> None:
         """There is none."""
 
     def loss(self, pixels: Tensor) -> Tensor:
-        """The loss of images (B, 3, S, S) seen in two views each."""
-        view, other = self.augment(pixels), self.augment(pixels)
+        """The loss of images (B, 3, S, S) seen in two views each, or in those of --views."""
+        made = self.crops if self.pairs else 2 * self.crops
+        views = [crop.augment(pixels) for crop in made]
         with self.encoder.autocast(pixels):
-            return self.forward(view, other)
+            return self.forward(views, self.pairs) if self.pairs else self.forward(*views)
 
     def step(self, pixels: Tensor, index: Tensor, lr: float) -> Tensor:
         """One step on images (B, 3, S, S): returns (loss,), detached. FloatingPointError if it is not finite."""

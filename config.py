@@ -9,13 +9,14 @@ import data
 from bank import RULES
 from images import UserError
 from loss import DIRECTIONS
-from models import ARCHITECTURES, RESNETS, pick_device
+from models import ARCHITECTURES, MOBILE, RESNETS, pick_device
 from runs import read_checkpoint
 
 POSITIVE = "size layers hidden dim epochs temperature kl_temperature lr crop_min cache_gb".split()
 NOT_NEGATIVE = (
     "subset holdout width eval_size negatives lam cutmix weight_decay warmup knn_every workers similarity_gb".split()
 )
+VIEWS = ("single", "twice", "multicrop", "sslight")
 SHARES = "momentum sgd_momentum crop_min jitter jitter_p gray blur power".split()
 METHODS = ("ours", "simclr", "moco", "mocov2", "byol", "simsiam", "barlow", "dino")
 
@@ -34,7 +35,9 @@ class Config:
     holdout: int = option(0, "use this many training images as the test set, to choose settings by")
     method: str = option("ours", "the method; the others are two-branch ones to compare with", METHODS)
     arch: str = option("resnet10", "backbone", ARCHITECTURES)
-    width: int = option(0, "channels of a ResNet's first stage (0: 32 for resnet10, 64 for the others)")
+    width: int = option(
+        0, "channels of a ResNet's first stage (0: 32 for resnet10, 64 for others) or of vit_tiny (0: 192)"
+    )
     size: int = option(24, "side of the training views, pixels")
     eval_size: int = option(0, "side of the images in evaluation, pixels (0: their own, up to 4/3 of --size)")
     layers: int = option(2, "linear layers of the projector")
@@ -51,7 +54,8 @@ class Config:
     kl_direction: str = option("p||u", "KL(P||u) or KL(u||P)", DIRECTIONS)
     kl_detach: bool = option(True, "hold u constant in SqrtKL")
     power: float = option(0.5, "exponent of P in SqrtKL's u, in [0, 1]")
-    crop_min: float = option(0.2, "smallest area of a crop, as a share of the image")
+    views: str = option("single", "the crops of an image that a step sees, see views.py", VIEWS)
+    crop_min: float = option(0.2, "smallest area of a crop of --views single or twice, as a share of the image")
     jitter: float = option(0.4, "strength of brightness, contrast and saturation jitter; hue has a quarter of it")
     jitter_p: float = option(0.8, "probability of the colour jitter")
     gray: float = option(0.2, "probability of a greyscale view")
@@ -106,8 +110,10 @@ class Config:
         if self.arch == "vit_tiny" and self.eval_size not in (0, self.size):
             raise UserError(f"--eval-size: vit_tiny knows one side only, its --size {self.size}, not {self.eval_size}")
         check_device(self.device)
-        if self.width and self.arch not in RESNETS:
-            raise UserError(f"--width is an option of {', '.join(RESNETS)}, not of {self.arch}")
+        if self.width and self.arch in MOBILE:
+            raise UserError(f"--width is an option of {', '.join(RESNETS)} and vit_tiny, not of {self.arch}")
+        if self.cutmix and self.views != "single":
+            raise UserError(f"--cutmix mixes single views: leave it out or --views {self.views}")
 
 
 # laptop: the fields above; demo: a small network for `make demo`; released: the released script's CIFAR-10 command.

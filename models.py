@@ -36,7 +36,7 @@ class Encoder(nn.Module):
 
     arch is one of ARCHITECTURES; size the side of the training views in pixels (it chooses the stem, and the number of
     positions of vit_tiny); width the channels of a ResNet's first stage (None: 64 as in torchvision, and 32 for
-    resnet10, the small one that torchvision has not); dim is D; layers and hidden shape the projector (none for layers
+    resnet10, the small one that torchvision has not) or of vit_tiny's tokens (None: 192); dim is D; layers and hidden shape the projector (none for layers
     0: D is then F). Raises ValueError for an unknown arch or a width where it has no meaning.
     """
 
@@ -69,8 +69,8 @@ def build_backbone(arch: str, size: int, width: int | None = None) -> nn.Module:
     if arch not in ARCHITECTURES:
         raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHITECTURES)}")
     small = size <= SMALL
-    if width is not None and arch not in RESNETS:
-        raise ValueError(f"width is an option of {', '.join(RESNETS)}, not of {arch}")
+    if width is not None and arch in MOBILE:
+        raise ValueError(f"width is an option of {', '.join(RESNETS)} and vit_tiny, not of {arch}")
     if arch in RESNETS:
         block, depths = RESNETS[arch]
         width = width or (32 if arch == "resnet10" else 64)
@@ -86,12 +86,34 @@ def build_backbone(arch: str, size: int, width: int | None = None) -> nn.Module:
         if small:  # these begin with a 3x3 convolution already: only its stride goes
             net.features[0][0].stride = (1, 1)
     else:
-        patch = max(1, size // 8) if small else 16  # an 8 x 8 grid on small images
+        patch, width = patch_of(size), width or 192
         if size % patch:
             raise ValueError(f"vit_tiny cuts images in patches of {patch}: size {size} is not a multiple of it")
-        net = tv.VisionTransformer(size, patch, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768)
+        if width % 3:
+            raise ValueError(f"vit_tiny has three heads: width {width} is not a multiple of 3")
+        net = _ViT(size, patch, num_layers=12, num_heads=3, hidden_dim=width, mlp_dim=4 * width)
         net.heads = nn.Identity()
     return net
+
+
+def patch_of(size: int) -> int:
+    """The side of vit_tiny's patches for training views of that side: an 8 x 8 grid on small images."""
+    return max(1, size // 8) if size <= SMALL else 16
+
+
+class _ViT(tv.VisionTransformer):
+    """torchvision's, for images of any side that is a multiple of the patch: as in DINO, the position embeddings are
+    resized (bicubic) to the other grid."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, 3, H, H) -> (B, F)
+        if x.shape[-1] == self.image_size:
+            return super().forward(x)
+        token, grid = self.encoder.pos_embedding.tensor_split([1], 1)  # (1, 1, F), (1, G G, F)
+        side = self.image_size // self.patch_size  # G
+        grid = F.interpolate(grid.mT.unflatten(2, (side, side)), x.shape[-1] // self.patch_size, mode="bicubic")
+        patches = self.conv_proj(x).flatten(2) + grid.flatten(2)  # (B, F, L)
+        x = torch.cat([(self.class_token + token).expand(len(x), -1, -1), patches.mT], 1)  # (B, 1 + L, F)
+        return self.heads(self.encoder.ln(self.encoder.layers(self.encoder.dropout(x)))[:, 0])
 
 
 def _resnet(block, depths, width: int) -> ResNet:

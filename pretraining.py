@@ -7,13 +7,14 @@ from dataclasses import asdict
 import torch
 
 import ranks
-from augment import Augment, cutmix
+from augment import cutmix
 from bank import MemoryBank
 from config import Config
 from images import Images, UserError
 from loss import nce, sqrt_kl, streaming_losses
 from models import Encoder, pick_precision
 from runs import new_encoder
+from views import crops, through
 
 
 class Pretraining:
@@ -34,18 +35,20 @@ class Pretraining:
         self.optimizer = torch.optim.SGD(
             self.encoder.parameters(), config.lr, config.sgd_momentum, weight_decay=config.weight_decay
         )
-        whole = 4 * config.batch_size * count <= 1e9 * config.similarity_gb  # bytes of the similarities (B, N)
+        self.crops = crops(config)
+        self.augment = self.crops[0].augment  # of the bank's first pass
+        views = len(self.crops) * config.batch_size  # V B
+        whole = 4 * views * count <= 1e9 * config.similarity_gb  # bytes of the similarities (V B, N)
         plain = (
             self.negatives
             or config.cutmix
             or (config.kl_direction, config.kl_detach, config.power) != ("p||u", True, 0.5)
         )
-        if config.shard_bank and plain:
+        if config.shard_bank and (plain or len(self.crops) > 1):
             raise UserError(
-                "--shard-bank reads all rows as they lie: --negatives 0, without --cutmix or SqrtKL's variants"
+                "--shard-bank reads all rows as they lie: --negatives 0, --views single, no --cutmix or SqrtKL's variants"
             )
         self.streams = config.shard_bank or not (whole or plain)
-        self.augment = augmentation(config)
 
     @property
     def choices(self) -> int:
@@ -62,37 +65,45 @@ class Pretraining:
     def step(self, pixels: torch.Tensor, index: torch.Tensor, lr: float) -> torch.Tensor:
         """One step on images (B, 3, S, S) with their indices (B,): returns (L, L_NCE, L_SqrtKL), detached.
 
+        With --views each of V crops of an image is classified by itself: a loss is the weighted sum over the crops.
         Raises FloatingPointError, before weights or bank have moved, if the loss is not finite.
         """
         c, bank = self.config, self.bank
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-        views = self.augment(pixels)  # (B, 3, H, W) one view an image
+        views = [crop.augment(pixels) for crop in self.crops]  # V of (B, 3, H, W), one unless --views says more
+        weights = [crop.weight for crop in self.crops]
         columns = bank.sample(index, self.negatives) if self.negatives else None  # (M,) rows, or None for all N
         target = bank.locate(index, columns)  # (B,) the column of each image's own row
         soft = None
         if c.cutmix:
-            views, partner, share = cutmix(views, c.cutmix)
-            soft = views.new_zeros(len(index), len(bank.weight) if columns is None else len(columns))  # (B, M)
+            views[0], partner, share = cutmix(views[0], c.cutmix)
+            soft = share.new_zeros(len(index), len(bank.weight) if columns is None else len(columns))  # (B, M)
             soft.scatter_add_(1, target[:, None], share[:, None])
             soft.scatter_add_(1, target[partner][:, None], 1 - share[:, None])
 
         mine = ranks.part(len(index))  # of the batch: all of it, unless there are other ranks
-        z = self.forward(views[mine])  # (B, D) unit rows
+        z = through(self.forward, [view[mine] for view in views])  # (V B, D) unit rows, crop after crop
         if self.streams:  # the same losses and update, a few thousand rows of the bank at a time
-            l_nce, l_kl, log_total = streaming_losses(
-                z, bank.weight, index[mine], c.temperature, c.kl_temperature if c.lam else None,
-                first=bank.rows.start if c.shard_bank else None,
-            )  # fmt: skip
+            parts = [
+                streaming_losses(
+                    part, bank.weight, index[mine], c.temperature, c.kl_temperature if c.lam else None,
+                    first=bank.rows.start if c.shard_bank else None,
+                ) for part in z.chunk(len(views))
+            ]  # fmt: skip
+            l_nce, l_kl = (sum(w * part[k] for w, part in zip(weights, parts)) for k in (0, 1))
+            log_total = torch.cat([part[2] for part in parts])
             move = {"log_total": log_total if c.shard_bank else ranks.gather(log_total)}
         else:
             with self.encoder.autocast(z):  # the bank is the network's last layer
-                similarity = bank.similarity(z, columns).float()  # (B, M) cosines
-            l_nce = nce(similarity, (target if soft is None else soft)[mine], c.temperature)
+                similarity = bank.similarity(z, columns).float()  # (V B, M) cosines
+            parts, truth = similarity.chunk(len(views)), (target if soft is None else soft)[mine]
+            l_nce = sum(w * nce(part, truth, c.temperature) for w, part in zip(weights, parts))
             l_kl = torch.zeros_like(l_nce)
             if c.lam:
-                l_kl = sqrt_kl(similarity, c.kl_temperature, c.kl_direction, c.kl_detach, c.power)
+                variant = c.kl_temperature, c.kl_direction, c.kl_detach, c.power
+                l_kl = sum(w * sqrt_kl(part, *variant) for w, part in zip(weights, parts))
             move = {"similarity": ranks.gather(similarity.detach()), "columns": columns, "target": soft}
         loss = l_nce + c.lam * l_kl
         losses = ranks.mean(torch.stack([loss, l_nce, l_kl]).detach())
@@ -103,6 +114,10 @@ class Pretraining:
         self.optimizer.step()
         # The bank moves with the z and the P of this step. It moves last, since the backward pass needs the rows that the
         # similarities came from. The released code moves it before the losses; they read the old similarities either way.
+        if len(views) > 1:
+            index = ranks.gather(index[mine].repeat(len(views)))  # (V B,) in the order of z
+            omega = torch.tensor(weights, device=z.device).repeat_interleave(len(z) // len(views))
+            move["weight"] = ranks.gather(omega)
         with self.encoder.autocast(z):
             bank.update(ranks.gather(z.detach()), index, **move)
         return losses
@@ -121,13 +136,6 @@ class Pretraining:
         load_weights(self.encoder, checkpoint, self.config.arch, "--resume")
         self.bank.load_state_dict({"weight": weight[rows.start : rows.stop]})
         self.optimizer.load_state_dict(checkpoint["optimizer"])
-
-
-def augmentation(config: Config) -> Augment:
-    return Augment(
-        config.size, scale=(config.crop_min, 1.0), jitter=config.jitter_strengths(), jitter_p=config.jitter_p,
-        gray_p=config.gray, blur_p=config.blur,
-    )  # fmt: skip
 
 
 def build_encoder(config: Config) -> Encoder:

@@ -12,7 +12,6 @@ import models
 from models import (
     ARCHITECTURES,
     MOBILE,
-    RESNETS,
     Encoder,
     build_backbone,
     build_projector,
@@ -152,10 +151,16 @@ def test_a_width_of_64_is_torchvisions_own():
     assert named[0] == named[1] != named[2] and named[0].keys() == named[2].keys()
 
 
-@pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch not in RESNETS])
+@pytest.mark.parametrize("arch", MOBILE)
 def test_width_is_refused_where_it_has_no_meaning(arch):
     with pytest.raises(ValueError, match=f"width is an option of resnet10.*not of {arch}"):
         build_backbone(arch, 32, width=32)
+
+
+def test_the_width_of_vit_tiny_is_that_of_its_tokens():
+    assert build_backbone("vit_tiny", 16, width=24)(views(16)).shape == (2, 24)
+    with pytest.raises(ValueError, match="three heads: width 32"):
+        build_backbone("vit_tiny", 16, width=32)
 
 
 def test_an_unknown_architecture_is_answered_with_the_known_ones():

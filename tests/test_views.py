@@ -1,0 +1,323 @@
+"""View sampling: which crops there are, what they weigh, and that a step with them is the weighted sum it says it is."""
+
+import json
+import subprocess
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision.transforms.v2.functional as tv
+from test_ranks import ENVIRONMENT, ROOT, SCRIPT, TORCHRUN
+
+import baselines
+import train as program
+import views
+from augment import Augment, solarize
+from bank import MemoryBank
+from config import VIEWS, Config
+from images import UserError
+from loss import nce, sqrt_kl
+from models import Encoder, build_backbone
+from pretraining import Pretraining
+from runs import read_checkpoint
+from train import train
+
+CPU = torch.device("cpu")
+MANY = [name for name in VIEWS if name != "single"]
+
+
+def pixels(batch=16, side=16):
+    return torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
+
+
+# ------------------------------------------------------------------------------------------------------------- sampling
+
+
+@pytest.mark.parametrize(
+    "name, sizes, shares",
+    [
+        ("single", [224], [1]),
+        ("twice", [224] * 2, [1 / 2] * 2),
+        ("multicrop", [224] * 2 + [96] * 6, [1 / 8] * 8),
+        ("sslight", [224] * 2 + [128] * 6, [0.2] * 2 + [0.1] * 6),
+    ],
+)
+def test_the_crops_are_those_of_the_papers(name, sizes, shares):
+    made = views.crops(Config(views=name, size=224))
+    assert [crop.augment.size for crop in made] == sizes
+    assert [crop.weight for crop in made] == pytest.approx(shares)
+    assert [crop.local for crop in made] == [size < 224 for size in sizes]
+    scales = {
+        "multicrop": [(0.14, 1.0)] * 2 + [(0.05, 0.14)] * 6,
+        "sslight": [(0.3, 1.0)] * 2 + [(0.05, 0.3)] * 6,
+    }.get(name, [(0.2, 1.0)] * len(made))
+    assert [crop.augment.scale for crop in made] == scales
+    own = name in views.RECIPES
+    assert [crop.augment.solarize_p for crop in made] == ([0, 0.2] + [0] * 6 if own else [0] * len(made))
+    assert [crop.augment.blur_p for crop in made] == ([1.0, 0.1] + [0.5] * 6 if own else [0] * len(made))
+
+
+@pytest.mark.parametrize("name", views.RECIPES)
+def test_small_images_are_not_blurred_unless_blur_says_so_for_all(name):
+    assert {crop.augment.blur_p for crop in views.crops(Config(views=name, size=64))} == {0.0}
+    for size in (32, 224):
+        assert {crop.augment.blur_p for crop in views.crops(Config(views=name, size=size, blur=0.3))} == {0.3}
+
+
+@pytest.mark.parametrize("arch, unit", [("resnet18", lambda size: 2), ("vit_tiny", lambda size: max(1, size // 8))])
+@pytest.mark.parametrize("name", views.RECIPES)
+def test_local_crops_are_near_their_share_of_the_side_and_fit_the_network(arch, unit, name):
+    for size in (8, 16, 24, 32, 48, 64):
+        side = views.crops(Config(arch=arch, views=name, size=size))[-1].augment.size
+        assert side % unit(size) == 0 and side > 0
+        assert abs(side - size * views.RECIPES[name][4]) <= unit(size) / 2 + 1e-9
+
+
+@pytest.mark.parametrize("name, among", [("twice", 1.0), ("multicrop", 2 / 14), ("sslight", 0.4)])
+def test_pairs_have_their_weights(name, among):
+    weights = views.pairs(Config(views=name))
+    locals_ = 0 if name == "twice" else 6
+    assert len(weights) == 2 + 2 * locals_ and sum(weights.values()) == pytest.approx(1)
+    assert all(i != j and j < 2 for i, j in weights)
+    assert sum(w for (i, _), w in weights.items() if i < 2) == pytest.approx(among)
+    assert len({round(w, 9) for (i, _), w in weights.items() if i >= 2}) == bool(locals_)
+    assert views.pairs(Config()) == {}
+
+
+def test_solarize_equals_torchvision():
+    image = pixels(4)
+    ours = solarize(image.float() / 255)
+    for mine, x in zip(ours, image):
+        torch.testing.assert_close(mine, tv.solarize(x, 128).float() / 255)
+
+
+def test_an_augmentation_solarises_its_share_of_the_images():
+    still, image = dict(size=16, scale=(1, 1), ratio=(1, 1), jitter_p=0, gray_p=0, flip_p=0), pixels(400)
+    plain, turned = (Augment(**still)(x) for x in (image, tv.solarize(image, 128)))
+    made = Augment(**still, solarize_p=0.2)(image)
+    is_plain, is_turned = (((made - x).abs() < 1e-4).flatten(1).all(1) for x in (plain, turned))
+    assert (is_plain ^ is_turned).all() and 50 < is_turned.sum() < 110
+
+
+# ----------------------------------------------------------------------------------------------------- one pass a size
+
+
+def test_crops_of_one_size_pass_the_network_as_one_batch():
+    seen = []
+
+    def network(x):
+        seen.append(tuple(x.shape))
+        return x.mean((2, 3))
+
+    crops = [torch.randn(4, 3, side, side) for side in (8, 8, 6, 6, 6)]
+    torch.testing.assert_close(views.through(network, crops), torch.cat([crop.mean((2, 3)) for crop in crops]))
+    assert seen == [(8, 3, 8, 8), (12, 3, 6, 6)]
+
+
+@pytest.mark.parametrize("name, passes", [("single", 1), ("twice", 1), ("multicrop", 2), ("sslight", 2)])
+def test_a_step_has_a_pass_a_size_and_the_bank_starts_from_one_global_crop(tiny, name, passes):
+    run, seen = Pretraining(tiny(views=name), 96, CPU), []
+    forward = run.encoder.forward
+    run.encoder.forward = lambda x: (seen.append(x.shape), forward(x))[1]
+    run.step(pixels(), torch.arange(16), 0.01)
+    assert len(seen) == passes and sum(shape[0] for shape in seen) == 16 * len(run.crops)
+    seen.clear()
+    run.init_bank(program.load_dataset(tiny()).train)
+    assert {shape[1:] for shape in seen} == {(3, 16, 16)} and sum(shape[0] for shape in seen) == 96
+    assert run.augment == run.crops[0].augment
+
+
+# --------------------------------------------------------------------------------------------------------------- the step
+
+
+@pytest.mark.parametrize("options", [{}, {"negatives": 30}, {"lam": 2.0}], ids=str)
+def test_a_step_of_a_single_view_is_to_the_last_bit_what_it_was_without_views(tiny, options):
+    config = tiny(**options)
+    run, twin = Pretraining(config, 96, CPU), Pretraining(config, 96, CPU)
+    images, index = pixels(), torch.randperm(96)[:16]
+    for seed in range(2):
+        torch.manual_seed(seed)
+        losses = run.step(images, index, 0.1)
+        torch.manual_seed(seed)  # and the same as it stood before there was a choice of views
+        z = twin.encoder(twin.augment(images))
+        columns = twin.bank.sample(index, twin.negatives) if twin.negatives else None
+        s = twin.bank.similarity(z, columns)
+        l_nce = nce(s, twin.bank.locate(index, columns), config.temperature)
+        loss = l_nce + config.lam * sqrt_kl(s) if config.lam else l_nce
+        twin.optimizer.param_groups[0]["lr"] = 0.1
+        twin.optimizer.zero_grad()
+        loss.backward()
+        twin.optimizer.step()
+        twin.bank.update(z.detach(), index, s.detach(), columns)
+        assert torch.equal(losses[0], loss.detach()) and torch.equal(run.bank.weight, twin.bank.weight)
+        assert all(torch.equal(a, b) for a, b in zip(run.encoder.parameters(), twin.encoder.parameters()))
+
+
+@pytest.mark.parametrize("rule", ["corrected", "npid"])
+@pytest.mark.parametrize("name", MANY)
+def test_losses_and_bank_are_the_weighted_sums_over_crops(tiny, name, rule):
+    config = tiny(views=name, lam=2.0, temperature=0.1, weight_decay=0.0, sgd_momentum=0.0, bank_update=rule)
+    run, twin = Pretraining(config, 96, CPU), Pretraining(config, 96, CPU)
+    images, index = pixels(), torch.arange(16) * 3
+    torch.manual_seed(5)
+    loss, l_nce, l_kl = run.step(images, index, 0.1)
+
+    torch.manual_seed(5)
+    old, crops = twin.bank.weight.clone(), views.crops(config)
+    made = [crop.augment(images) for crop in crops]
+    sides = sorted({x.shape[-1] for x in made}, reverse=True)
+    z = torch.cat([twin.encoder(torch.cat([x for x in made if x.shape[-1] == side])) for side in sides])
+    moves, totals = torch.zeros_like(old), [0, 0]
+    for crop, mine in zip(crops, z.split(16)):
+        s = mine @ old.T
+        totals = [totals[0] + crop.weight * nce(s, index, 0.1), totals[1] + crop.weight * sqrt_kl(s)]
+        pull = F.one_hot(index, 96).float()
+        if rule == "corrected":
+            pull = pull - (s / 0.1).softmax(1)
+        moves += (crop.weight * pull.T @ mine).detach()
+    torch.testing.assert_close(torch.stack([l_nce, l_kl]), torch.stack(totals).detach())
+    torch.testing.assert_close(loss, l_nce + 2 * l_kl)
+    (totals[0] + 2 * totals[1]).backward()
+    for mine, theirs in zip(run.encoder.parameters(), twin.encoder.parameters()):
+        torch.testing.assert_close(mine, theirs - 0.1 * theirs.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(run.bank.weight, F.normalize(0.9 * old + 0.1 * moves, dim=1), rtol=1e-4, atol=1e-5)
+
+
+def test_equal_views_of_the_bank_s_update_count_as_one():
+    bank, twin = (MemoryBank(12, 5, 0.7) for _ in range(2))
+    twin.weight.copy_(bank.weight)
+    z, index = F.normalize(torch.randn(4, 5), dim=1), torch.tensor([0, 3, 7, 9])
+    bank.update(z, index)
+    twin.update(z.repeat(3, 1), index.repeat(3), weight=torch.tensor([0.5, 0.2, 0.3]).repeat_interleave(4))
+    torch.testing.assert_close(twin.weight, bank.weight)
+
+
+@pytest.mark.parametrize("options", [{}, {"lam": 5.0, "kl_temperature": 0.1}])
+def test_streamed_views_are_the_plain_ones_but_for_rounding(tiny, options):
+    runs = [Pretraining(tiny(views="sslight", similarity_gb=gb, **options), 96, CPU) for gb in (1.0, 0.0)]
+    assert [run.streams for run in runs] == [False, True]
+    images, losses = pixels(), []
+    for run in runs:
+        torch.manual_seed(1)
+        losses.append(run.step(images, torch.arange(16), 0.01))
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(runs[0].bank.weight, runs[1].bank.weight, rtol=0, atol=1e-5)
+
+
+def test_two_processes_make_the_run_of_one(tiny, tmp_path):
+    options = [dict(views="sslight"), dict(views="multicrop", similarity_gb=0.0), dict(views="twice", negatives=10)]
+    calm = dict(lr=0.01, epochs=1, warmup=0.0, subset=31, knn_every=0)
+    here = [train(tiny(**calm, **o, out=str(tmp_path / f"one{i}"))) for i, o in enumerate(options)]
+    configs = [vars(tiny(**calm, **o, out=str(tmp_path / f"two{i}"))) for i, o in enumerate(options)]
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [*TORCHRUN, tmp_path / "script.py", json.dumps(configs)]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    for i, alone in enumerate(here):
+        one, two = (read_checkpoint(str(tmp_path / f"{n}{i}")) for n in ("one", "two"))
+        assert two["history"][-1]["nce"] == pytest.approx(alone["nce"], rel=1e-4)
+        torch.testing.assert_close(two["bank"]["weight"], one["bank"]["weight"], rtol=0, atol=2e-3)
+
+
+# -------------------------------------------------------------------------------------------------- whole runs and others
+
+
+@pytest.mark.parametrize("name", MANY)
+@pytest.mark.parametrize("options", [{}, {"method": "simclr"}, {"method": "moco"}, {"arch": "vit_tiny", "width": 24}])
+def test_every_view_sampling_runs_to_the_end(tiny, name, options):
+    result = train(tiny(epochs=1, views=name, **options))
+    assert result["epoch"] == 1 and 0 <= result["knn"] <= 1
+
+
+def test_views_learn(tiny):
+    result = train(tiny(epochs=6, lr=0.05, views="multicrop"))
+    losses = [row["nce"] for row in read_checkpoint(result["out"])["history"]]
+    assert losses[-1] < losses[0] - 0.3
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"cutmix": 0.5}, "--cutmix mixes single views: leave it out or --views sslight"),
+        ({"method": "dino"}, "--views sslight: not with --method dino, but with ours, simclr, moco"),
+        ({"method": "mocov2"}, "--views sslight: not with --method mocov2"),
+        ({"shard_bank": True}, "--shard-bank reads all rows as they lie: --negatives 0, --views single"),
+    ],
+    ids=str,
+)
+def test_what_views_do_not_go_with_is_one_line(tiny, options, message):
+    config = tiny(views="sslight", **options)
+    with pytest.raises(UserError) as caught:
+        train(config)
+    assert message in str(caught.value) and not config.folder().exists()
+    with pytest.raises(UserError, match="--views: unknown 'many', choose from single, twice, multicrop, sslight"):
+        tiny(views="many").check()
+
+
+def method(name):
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 32), torch.nn.ReLU())
+    return baselines.METHODS[name](network, 32).double().eval()
+
+
+@pytest.mark.parametrize("name", ["simclr", "moco"])
+def test_a_two_branch_loss_is_the_weighted_mean_over_pairs(name):
+    """Against the loss of two views, pair by pair; for MoCo each time with the queue as it was."""
+    model, made = method(name), [torch.randn(8, 3, 4, 4).double() for _ in range(5)]
+    weights = {(i, j): 1.0 + i + 2 * j for i in range(5) for j in range(2) if i != j}
+    queue = getattr(model.criterion.criterion, "memory_bank")  # noqa: B009
+    before = queue.bank.clone()
+    total = 0
+    for (i, j), weight in weights.items():
+        queue.bank.copy_(before), queue.bank_ptr.zero_()
+        total += weight * (model.one_way(made[i], made[j]) if name == "moco" else model(made[i], made[j]))
+    queue.bank.copy_(before), queue.bank_ptr.zero_()
+    torch.testing.assert_close(model.of_pairs(made, weights), total)
+    if name == "moco":
+        expected = F.normalize(model.target(torch.cat(made[:2])).float(), dim=1)
+        torch.testing.assert_close(queue.bank[:16].float(), expected)
+        assert torch.equal(queue.bank[16:], before[16:]), "every global crop enters the queue once, local ones never"
+
+
+def test_local_crops_go_through_the_student_only(tiny):
+    run, seen = baselines.TwoBranches(tiny(views="multicrop", method="moco"), 96, CPU), []
+    run.model.teacher.register_forward_pre_hook(lambda _, x: seen.append(("teacher", *x[0].shape)))
+    run.model.backbone.register_forward_pre_hook(lambda _, x: seen.append(("student", *x[0].shape)))
+    before = [p.clone() for p in run.encoder.backbone.parameters()]
+    (loss,) = run.step(pixels(), torch.arange(16), 0.1)
+    assert torch.isfinite(loss)
+    assert seen == [("student", 32, 3, 16, 16), ("student", 96, 3, 6, 6), ("teacher", 32, 3, 16, 16)]
+    assert not all(torch.equal(a, b) for a, b in zip(before, run.encoder.backbone.parameters()))
+
+
+# --------------------------------------------------------------------------------------------------------------- vit_tiny
+
+
+def test_vit_tiny_takes_other_sizes_and_is_torchvisions_at_its_own():
+    net = build_backbone("vit_tiny", 16, 24).eval()
+    torch.nn.init.normal_(net.encoder.pos_embedding)
+    x = torch.randn(2, 3, 16, 16)
+    for side in (6, 10, 24):
+        assert net(torch.randn(2, 3, side, side)).shape == (2, 24)
+    own, forward = net(x), type(net).__mro__[1].forward
+    torch.testing.assert_close(own, forward(net, x))
+    net.image_size = 8  # now 16 is another size than its own, to which a grid of 4 x 4 has to be enlarged
+    grid = torch.randn(1, 4, 4, 24)
+    token = net.encoder.pos_embedding[:, :1]
+    net.encoder.pos_embedding = torch.nn.Parameter(torch.cat([token, grid.flatten(1, 2)], 1))
+    enlarged = F.interpolate(grid.permute(0, 3, 1, 2), (8, 8), mode="bicubic").flatten(2).transpose(1, 2)
+    other = net(x)
+    net.image_size, net.encoder.pos_embedding = 16, torch.nn.Parameter(torch.cat([token, enlarged], 1))
+    torch.testing.assert_close(other, net(x))
+
+
+def test_the_position_embeddings_learn_from_local_crops():
+    encoder = Encoder("vit_tiny", 16, 24, dim=8, hidden=8)
+    encoder(torch.randn(4, 3, 10, 10)).sum().backward()
+    assert encoder.backbone.encoder.pos_embedding.grad.abs().sum() > 0
+
+
+def test_old_configurations_have_a_single_view():
+    known = vars(Config())
+    known.pop("views")
+    assert Config(**known).views == "single" and replace(Config(), views="single") == Config()
