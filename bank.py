@@ -138,7 +138,7 @@ class MemoryBank(nn.Module):
         target: Tensor | None = None,
         log_total: Tensor | None = None,
         chunk: int = 8192,
-        weight: Tensor | None = None,
+        omega: Tensor | None = None,
     ) -> None:
         """Move the bank after a step, in place and without gradient.
 
@@ -147,10 +147,10 @@ class MemoryBank(nn.Module):
         target (B, M) soft weights that replace [k = y_i] in the corrected rule (CutMix). log_total (B,), the
         log Σ_j exp(s_ij / tau) that `loss.streaming_losses` returns, stands in for similarity: the rows then move
         `chunk` at a time, and no (B, N) matrix is held. An index that occurs twice adds both of its views, as the sum over
-        the batch says; weight (B,) are the ω of such views (absent: 1 each). A row whose new value would be the zero vector stays as it was. Under autocast the products are made
-        in its type; the rows move in their own. Raises ValueError for a wrong shape, an index outside the bank or a
-        non-finite z; the bank is then untouched. Source: section "grad update" of arXiv 2404.19289 in our reading; the
-        released code has NPID's rule.
+        the batch says; omega (B,) are the ω of such views (absent: 1 each). A row whose new value would be the zero vector
+        stays as it was. Under autocast the products are made in its type; the rows move in their own. Raises ValueError for
+        a wrong shape, an index outside the bank or a non-finite z; the bank is then untouched. Source: section "grad
+        update" of arXiv 2404.19289 in our reading; the released code has NPID's rule.
         """
         z = z.detach().to(torch.promote_types(z.dtype, self.weight.dtype))
         self._check(z, index)
@@ -176,7 +176,7 @@ class MemoryBank(nn.Module):
                 self.weight[place] if whole else self.weight.index_select(0, place)
             )  # (M, D) the bank itself, or a copy
             rows = rows.to(z.dtype)
-            _move(rows, pull, z if weight is None else z * weight[:, None].to(z.dtype), self.momentum)
+            _move(rows, pull, z if omega is None else z * omega[:, None].to(z.dtype), self.momentum)
             if self.weight.dtype != z.dtype:
                 rows = _round(rows)
             if self.weight.dtype != z.dtype or not whole:

@@ -13,9 +13,7 @@ from models import ARCHITECTURES, MOBILE, RESNETS, pick_device
 from runs import read_checkpoint
 
 POSITIVE = "size layers hidden dim epochs temperature kl_temperature lr crop_min cache_gb".split()
-NOT_NEGATIVE = (
-    "subset holdout width eval_size negatives lam cutmix weight_decay warmup knn_every workers similarity_gb".split()
-)
+NOT_NEGATIVE = "subset holdout width size_start eval_size negatives lam cutmix weight_decay warmup knn_every workers similarity_gb".split()
 VIEWS = ("single", "twice", "multicrop", "sslight")
 SHARES = "momentum sgd_momentum crop_min jitter jitter_p gray blur power".split()
 METHODS = ("ours", "simclr", "moco", "mocov2", "byol", "simsiam", "barlow", "dino")
@@ -39,6 +37,7 @@ class Config:
         0, "channels of a ResNet's first stage (0: 32 for resnet10, 64 for others) or of vit_tiny (0: 192)"
     )
     size: int = option(24, "side of the training views, pixels")
+    size_start: int = option(0, "side of the views at the start, which grows to --size (0: --size all along)")
     eval_size: int = option(0, "side of the images in evaluation, pixels (0: their own, up to 4/3 of --size)")
     layers: int = option(2, "linear layers of the projector")
     hidden: int = option(2048, "hidden width of the projector")
@@ -112,6 +111,10 @@ class Config:
         check_device(self.device)
         if self.width and self.arch in MOBILE:
             raise UserError(f"--width is an option of {', '.join(RESNETS)} and vit_tiny, not of {self.arch}")
+        if self.size_start and (self.size_start > self.size or self.views in ("multicrop", "sslight")):
+            raise UserError(f"--size-start: at most --size {self.size}, with --views single or twice")
+        if self.size_start and self.arch == "vit_tiny":
+            raise UserError("--size-start: vit_tiny cuts images of one size in patches, leave it out")
         if self.cutmix and self.views != "single":
             raise UserError(f"--cutmix mixes single views: leave it out or --views {self.views}")
 

@@ -117,7 +117,7 @@ class Pretraining:
         if len(views) > 1:
             index = ranks.gather(index[mine].repeat(len(views)))  # (V B,) in the order of z
             omega = torch.tensor(weights, device=z.device).repeat_interleave(len(z) // len(views))
-            move["weight"] = ranks.gather(omega)
+            move["omega"] = ranks.gather(omega)
         with self.encoder.autocast(z):
             bank.update(ranks.gather(z.detach()), index, **move)
         return losses

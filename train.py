@@ -47,6 +47,15 @@ def learning_rate(config: Config, step: int, per_epoch: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
+def view_side(config: Config, done: float) -> int:
+    """Side of the views when a share `done` of the run lies behind: from --size-start to --size over three quarters of it.
+
+    Small views are cheap, and the first epochs can do with them (progressive resolution, as in arXiv 2104.00298).
+    """
+    start = config.size_start or config.size
+    return start + round((config.size - start) * min(1.0, done / 0.75) / 2) * 2  # an even number of pixels more
+
+
 def seed_of(*numbers) -> int:
     """A seed that depends on all of the numbers: torch's CPU generator reads 32 bits only, so they are hashed to 32."""
     return int.from_bytes(hashlib.blake2s(repr(numbers).encode(), digest_size=4).digest(), "big")
@@ -114,6 +123,9 @@ def train(config: Config, resume: dict | None = None, dataset: Dataset | None = 
             for pixels, index in dataset.train.batches(order, batch, device):
                 torch.manual_seed(seed_of(config.seed, "step", step))
                 lr = learning_rate(config, step, per_epoch)
+                if config.size_start:
+                    for crop in run.crops:
+                        crop.augment.size = view_side(config, step / total)
                 try:
                     losses = run.step(pixels, index, lr)
                 except FloatingPointError:

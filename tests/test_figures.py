@@ -16,6 +16,7 @@ import bank_spectrum
 import cheaper_bank
 import data_efficiency
 import field
+import field_ideas
 import field_lr
 import fig1_cost
 import fig2_framework
@@ -68,7 +69,7 @@ def test_a_damaged_results_file_is_named_with_what_to_do(tmp_path):
 
 SCRIPTS = (
     fig3_convergence, fig4_momentum, fig5_lambda, ingredients, sqrtkl_where, bank_spectrum, recipe, negatives, cheaper_bank,
-    fig1_cost, field_lr, data_efficiency, model_efficiency, transfer,
+    fig1_cost, field_lr, field_ideas, data_efficiency, model_efficiency, transfer,
 )  # fmt: skip
 
 
@@ -368,6 +369,14 @@ def test_transfer_probes_every_run_on_every_target(tiny, tmp_path):
         "| untrained",
         "| raw",
     ]
+
+
+def test_the_ideas_name_the_one_that_helps_most(titles, tmp_path):
+    runs = invented(field_ideas, better=["τ = 0.1"])
+    field_ideas.draw(runs, tmp_path / "x.png")
+    assert "at most +10.0 ± 0.8, with τ = 0.1" in titles[0]
+    assert len(field_ideas.table(runs).splitlines()) == 2 + 15
+    assert {run["config"]["holdout"] for run in runs} == {4000}, "settings are not chosen by the test images"
 
 
 def test_a_field_s_methods_keep_to_their_own_settings():

@@ -169,6 +169,29 @@ def test_learning_rate_warms_up_and_falls_to_zero_on_a_cosine():
     assert learning_rate(replace(config, warmup=0), 0, 10) == 0.4
 
 
+def test_views_grow_from_their_first_side_to_their_last_over_three_quarters_of_a_run(tiny, monkeypatch):
+    config = tiny(size=16, size_start=8, epochs=4)
+    assert [program.view_side(config, k / 8) for k in range(9)] == [8, 10, 10, 12, 14, 14, 16, 16, 16]
+    assert program.view_side(tiny(size=16), 0.0) == 16
+    seen, step = [], Pretraining.step
+
+    def look(run, *rest):
+        seen.append(run.crops[0].augment(torch.zeros(2, 3, 16, 16, dtype=torch.uint8)).shape[-1])
+        return step(run, *rest)
+
+    monkeypatch.setattr(Pretraining, "step", look)
+    train(config)
+    assert seen == [program.view_side(config, k / 24) for k in range(24)] and (seen[0], seen[-1]) == (8, 16)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(size_start=24), dict(size_start=8, views="sslight"), dict(size_start=8, arch="vit_tiny", width=0)]
+)
+def test_views_that_cannot_grow_are_refused(tiny, options):
+    with pytest.raises(UserError, match="--size-start"):
+        tiny(**options).check()
+
+
 def test_an_epoch_visits_every_image_once_in_an_order_of_its_own():
     config = Config(seed=3)
     orders = [epoch_order(config, epoch, 50) for epoch in (0, 1, 0)]

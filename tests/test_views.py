@@ -189,7 +189,7 @@ def test_equal_views_of_the_bank_s_update_count_as_one():
     twin.weight.copy_(bank.weight)
     z, index = F.normalize(torch.randn(4, 5), dim=1), torch.tensor([0, 3, 7, 9])
     bank.update(z, index)
-    twin.update(z.repeat(3, 1), index.repeat(3), weight=torch.tensor([0.5, 0.2, 0.3]).repeat_interleave(4))
+    twin.update(z.repeat(3, 1), index.repeat(3), omega=torch.tensor([0.5, 0.2, 0.3]).repeat_interleave(4))
     torch.testing.assert_close(twin.weight, bank.weight)
 
 
