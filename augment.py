@@ -9,6 +9,7 @@ All randomness comes from torch's default generators, which `train.py` seeds bef
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -44,7 +45,8 @@ class Augment:
         x = torch.lerp(x, rgb_to_grayscale(x), _coin(x, self.gray_p).float()[:, None, None, None])
         if self.blur_p > 0:
             sigma = _uniform(x, *self.blur_sigma)
-            x = torch.where(_coin(x, self.blur_p)[:, None, None, None], gaussian_blur(x, sigma), x)
+            largest = None if x.device.type == "cpu" else self.blur_sigma[1]  # to look for it, a GPU would wait
+            x = torch.where(_coin(x, self.blur_p)[:, None, None, None], gaussian_blur(x, sigma, largest), x)
         if self.solarize_p > 0:
             x = torch.where(_coin(x, self.solarize_p)[:, None, None, None], solarize(x), x)
         return normalize(x)
@@ -70,8 +72,14 @@ def plain(pixels: Tensor, size: int) -> Tensor:
 
 
 def normalize(x: Tensor) -> Tensor:
-    mean, std = x.new_tensor(MEAN)[:, None, None], x.new_tensor(STD)[:, None, None]  # (3, 1, 1)
+    mean, std = (_constant(values, x.device, x.dtype)[:, None, None] for values in (MEAN, STD))  # (3, 1, 1)
     return (x - mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+
+@lru_cache
+def _constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Made once, since to copy Python's numbers to a GPU is to wait for it."""
+    return torch.tensor(values, device=device, dtype=dtype)
 
 
 def _uniform(like: Tensor, low: float, high: float) -> Tensor:
@@ -98,8 +106,8 @@ def random_crop(batch: int, side: int, scale, ratio, device="cpu", tries: int = 
     fits = (width >= 1) & (width <= side) & (height >= 1) & (height <= side)
     first = fits.float().argmax(1, keepdim=True)  # (B, 1)
     found = fits.any(1)
-    width = torch.where(found, width.gather(1, first)[:, 0], side)  # (B,)
-    height = torch.where(found, height.gather(1, first)[:, 0], side)
+    width = width.gather(1, first)[:, 0].masked_fill(~found, side)  # (B,)
+    height = height.gather(1, first)[:, 0].masked_fill(~found, side)
     top = (torch.rand(batch, device=device) * (side - height + 1)).floor()
     left = (torch.rand(batch, device=device) * (side - width + 1)).floor()
     return top, left, height, width
@@ -129,10 +137,10 @@ def _resize_matrix(start: Tensor, length: Tensor, source: int, size: int) -> Ten
     return weight.div_(weight.sum(2, keepdim=True))
 
 
-def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
+def gaussian_blur(x: Tensor, sigma: Tensor, largest: float | None = None) -> Tensor:
     """Blur each image with its own sigma (B,), reflecting at the borders; the kernel reaches 3 of the largest sigma."""
     side = x.shape[-1]
-    reach = min(side - 1, math.ceil(3 * float(sigma.max())))
+    reach = min(side - 1, math.ceil(3 * (largest or float(sigma.max()))))
     offset = torch.arange(-reach, reach + 1, device=x.device)  # (R,)
     kernel = (-0.5 * (offset / sigma[:, None]) ** 2).exp()  # (B, R)
     kernel = kernel / kernel.sum(1, keepdim=True)
@@ -158,7 +166,9 @@ def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    mean = x.flatten(2).mean(2) @ x.new_tensor(GRAY)  # (B,) the mean of the grey image is the grey of the mean
+    mean = x.flatten(2).mean(2) @ _constant(
+        GRAY, x.device, x.dtype
+    )  # (B,) the mean of the grey image is the grey of the mean
     shift = mean * (1 - factor)
     return (x * factor[:, None, None, None]).add_(shift[:, None, None, None]).clamp_(0, 1)
 
@@ -205,7 +215,7 @@ def cutmix(views: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
     of share and 1 - share stays the image's own, so weight is at least about 1/2 (boxes are whole pixels).
     """
     batch, _, height, width = views.shape
-    share = torch.distributions.Beta(alpha, alpha).sample((batch,)).to(views.device)  # (B,)
+    share = torch.distributions.Beta(alpha, alpha).sample((batch,)).to(views.device, non_blocking=True)  # (B,)
     share = torch.maximum(share, 1 - share)
     partner = torch.randperm(batch, device=views.device)
     # a box that lies inside the image, so that its area is what was drawn up to rounding

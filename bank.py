@@ -29,9 +29,14 @@ class MemoryBank(nn.Module):
     are held here, if the bank is split over processes: `weight` is then (len(rows), D), and only `init_forward` and the
     streamed `update` can be used. Starts at random; call `init_forward` for the paper's start. Raises ValueError for
     values outside these ranges.
+
+    To look at a value, the host has to wait until a GPU has computed it. With checks set to False no method but
+    `init_forward` waits for the device, and what they promise to refuse is the caller's to avoid: the images of a batch
+    are distinct rows of the bank, z is finite, and a row whose new value is the zero vector stays zero for a step.
     """
 
     weight: Tensor
+    checks = True
 
     def __init__(
         self,
@@ -107,22 +112,22 @@ class MemoryBank(nn.Module):
         negatives among all rows, so an image can meet its own row as a negative; here it cannot. Raises ValueError if
         fewer than K others exist.
         """
-        own = index.unique()
+        own = self._distinct(index)
         others = len(self.weight) - len(own)
         if not 0 < negatives <= others:
             raise ValueError(f"negatives K must lie in [1, {others}] (the bank's other rows), not {negatives}")
         keys = torch.rand(len(self.weight), device=self.weight.device, generator=generator)  # (N,) in [0, 1)
-        keys[own] = 2.0  # sorts behind every other row
+        keys.index_fill_(0, own, 2.0)  # sorts behind every other row
         return torch.cat([own, keys.topk(negatives, largest=False).indices])  # (M,)
 
     def locate(self, index: Tensor, columns: Tensor | None = None) -> Tensor:
         """The column (B,) that holds each image's own row: the target of `loss.nce`. ValueError if one is missing."""
         if columns is None:
             return index
-        order = columns.argsort()
-        place = torch.searchsorted(columns, index, sorter=order).clamp(max=len(columns) - 1)
+        ordered, order = columns.sort()  # searchsorted with a sorter would wait for the device to look through it
+        place = torch.searchsorted(ordered, index).clamp(max=len(columns) - 1)
         target = order[place]  # (B,)
-        if not torch.equal(columns[target], index):
+        if self.checks and not torch.equal(columns[target], index):
             raise ValueError("columns must contain the batch's own rows: draw them with bank.sample(index, K)")
         return target
 
@@ -155,7 +160,7 @@ class MemoryBank(nn.Module):
         z = z.detach().to(torch.promote_types(z.dtype, self.weight.dtype))
         self._check(z, index)
         if self.rule == "npid":
-            columns = self._here(index)[0].unique()  # (M,) the batch's own rows, and no others
+            columns = self._distinct(self._here(index)[0])  # (M,) the batch's own rows, and no others
             parts = [(columns, (self.rows.start + columns[:, None] == index).to(z.dtype))]  # [k = y_i]  (M, B)
         elif log_total is not None:
             parts = self._pull_in_chunks(z, index, log_total, chunk)
@@ -176,7 +181,7 @@ class MemoryBank(nn.Module):
                 self.weight[place] if whole else self.weight.index_select(0, place)
             )  # (M, D) the bank itself, or a copy
             rows = rows.to(z.dtype)
-            _move(rows, pull, z if omega is None else z * omega[:, None].to(z.dtype), self.momentum)
+            _move(rows, pull, z if omega is None else z * omega[:, None].to(z.dtype), self.momentum, self.checks)
             if self.weight.dtype != z.dtype:
                 rows = _round(rows)
             if self.weight.dtype != z.dtype or not whole:
@@ -187,27 +192,36 @@ class MemoryBank(nn.Module):
         for start in range(0, len(self.weight), chunk):
             rows = self.weight[start : start + chunk].to(z.dtype)  # (C, D)
             pull = (rows @ z.T / self.temperature - log_total).exp_().neg_()  # (C, B)
-            place, here = self._here(index, start, start + len(rows))
-            pull[place, here] += 1
+            place = index - self.rows.start - start  # outside [0, C) for images whose rows are not in this slice
+            here = (place >= 0) & (place < len(rows))
+            pull[place.clamp(0, len(rows) - 1), torch.arange(len(index), device=index.device)] += here.to(pull.dtype)
             yield slice(start, start + len(rows)), pull
 
-    def _here(self, index: Tensor, start: int = 0, stop: int | None = None) -> tuple[Tensor, Tensor]:
-        """Which of the images (B,) have their rows among weight[start:stop]: their places there, and in the batch."""
-        place = index - self.rows.start - start
-        here = ((place >= 0) & (place < (len(self.rows) if stop is None else stop) - start)).nonzero()[:, 0]
+    def _here(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the images (B,) have their rows here: their places in weight, and in the batch."""
+        if len(self.rows) == self.size:
+            return index, torch.arange(len(index), device=index.device)
+        place = index - self.rows.start
+        here = ((place >= 0) & (place < len(self.rows))).nonzero()[:, 0]
         return place[here], here
+
+    def _distinct(self, index: Tensor) -> Tensor:
+        """index, sorted, each once. How many that are has to be looked at, unless all are known to be distinct."""
+        return index.unique() if self.checks else index.sort().values
 
     def _check(self, z: Tensor, index: Tensor) -> None:
         size, dim = self.size, self.weight.shape[1]
         if z.ndim != 2 or z.shape[1] != dim or index.shape != z.shape[:1]:
             raise ValueError(f"expected z (B, {dim}) and index (B,), got {tuple(z.shape)} and {tuple(index.shape)}")
+        if not self.checks:
+            return
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
             raise ValueError(f"index must lie in [0, {size - 1}], got {int(index.min())} to {int(index.max())}")
         if not torch.isfinite(z).all():
             raise ValueError("z holds a value that is not finite: the encoder has diverged")
 
 
-def _move(rows: Tensor, pull: Tensor, z: Tensor, m: float) -> Tensor:
+def _move(rows: Tensor, pull: Tensor, z: Tensor, m: float, checks: bool = True) -> Tensor:
     """normalise(m w_k + (1 - m) Σ_i pull_ki z_i) for rows (M, D), pull (M, B), z (B, D); in place, so no second bank."""
     m = max(m, 1e-12)  # at m = 0 a row that nothing pulls keeps its direction
     if torch.is_autocast_enabled(rows.device.type):
@@ -215,6 +229,8 @@ def _move(rows: Tensor, pull: Tensor, z: Tensor, m: float) -> Tensor:
     else:
         rows.addmm_(pull, z, beta=m, alpha=1 - m)
     length = rows.norm(dim=1, keepdim=True)  # (M, 1)
+    if not checks:
+        return rows.div_(length.clamp_(min=1e-14))
     gone = (length[:, 0] < 1e-14).nonzero()[:, 0]
     if len(gone):  # m w + (1 - m) Σ is zero, so w points along -Σ: the row stays as it was
         rows[gone] = -(pull[gone] @ z)

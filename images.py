@@ -64,9 +64,10 @@ class Images:
         one: BatchNorm refuses a batch of one.
         """
         parts = order.tensor_split(max(1, len(order) // batch_size))
-        if self.pixels is not None:
-            for index in parts:
-                yield self.pixels[index.to(self.pixels.device)].to(device), index.to(device)
+        if self.pixels is not None:  # the order moves as a whole: every move of its own would wait for the device
+            here, there = (order.to(d).tensor_split(len(parts)) for d in (self.pixels.device, device))
+            for place, index in zip(here, there):
+                yield self.pixels[place].to(device), index
         else:
             files = _Files(self.paths, self.side)
             batches = [part.tolist() for part in parts]

@@ -31,6 +31,8 @@ class Pretraining:
         rows = ranks.rows(count) if config.shard_bank else None
         bank = MemoryBank(count, config.dim, config.momentum, config.bank_update, config.temperature, dtype, rows)
         self.bank = bank.to(device)
+        # A look at a loss waits for the GPU, which then waits for the next step: there `train` looks once an epoch.
+        self.checks = self.bank.checks = device.type != "cuda"
         self.negatives = config.negatives if config.negatives < count - config.batch_size else 0  # K, or 0 for all N
         self.optimizer = torch.optim.SGD(
             self.encoder.parameters(), config.lr, config.sgd_momentum, weight_decay=config.weight_decay
@@ -60,13 +62,13 @@ class Pretraining:
         if self.config.bank_init == "forward":
             batches = images.batches(torch.arange(len(images)), self.config.batch_size, self.device)
             views = ((self.augment(pixels), index) for pixels, index in batches)
-            self.bank.init_forward(self.forward, views)
+            self.bank.init_forward(self.encoder, views)  # not compiled: its batches have sizes of their own
 
     def step(self, pixels: torch.Tensor, index: torch.Tensor, lr: float) -> torch.Tensor:
         """One step on images (B, 3, S, S) with their indices (B,): returns (L, L_NCE, L_SqrtKL), detached.
 
         With --views each of V crops of an image is classified by itself: a loss is the weighted sum over the crops.
-        Raises FloatingPointError, before weights or bank have moved, if the loss is not finite.
+        Raises FloatingPointError, before weights or bank have moved, if the loss is not finite and `checks` is on.
         """
         c, bank = self.config, self.bank
         for group in self.optimizer.param_groups:
@@ -107,7 +109,7 @@ class Pretraining:
             move = {"similarity": ranks.gather(similarity.detach()), "columns": columns, "target": soft}
         loss = l_nce + c.lam * l_kl
         losses = ranks.mean(torch.stack([loss, l_nce, l_kl]).detach())
-        if not torch.isfinite(losses).all():
+        if self.checks and not torch.isfinite(losses).all():
             raise FloatingPointError
         self.optimizer.zero_grad()
         loss.backward()

@@ -83,12 +83,14 @@ def train(config: Config, resume: dict | None = None, dataset: Dataset | None = 
     per_epoch = count // batch  # the rest of an epoch's shuffled images waits for the next one
     total = config.epochs * per_epoch
     run = learner(config)(config, count, device)
+    home = device if device.type == "cuda" else torch.device("cpu")  # where losses add up, without waiting for a GPU
     step, sums, seconds, history = 0, torch.zeros(len(run.LOSSES), dtype=torch.float64), 0.0, []
     if resume:
         run.load(resume)
         step, sums, seconds, history = resume["step"], resume["sums"], resume["seconds"], resume["history"]
     elif config.init_from:
         load_weights(run.encoder, read_checkpoint(config.init_from), config.arch, f"--init-from {config.init_from}")
+    sums = sums.to(home)
 
     def save():
         if not all(torch.isfinite(p).all() for p in run.encoder.parameters()):
@@ -96,7 +98,7 @@ def train(config: Config, resume: dict | None = None, dataset: Dataset | None = 
         state = run.state()
         if not ranks.first():
             return
-        progress = {"config": asdict(config), "step": step, "sums": sums, "seconds": seconds, "history": history}
+        progress = {"config": asdict(config), "step": step, "sums": sums.cpu(), "seconds": seconds, "history": history}
         save_tensors(state | progress, out / "last.pt", "the checkpoint")
         save_metrics(out, history)
 
@@ -130,16 +132,19 @@ def train(config: Config, resume: dict | None = None, dataset: Dataset | None = 
                     losses = run.step(pixels, index, lr)
                 except FloatingPointError:
                     raise diverged(config, step, per_epoch, out) from None
-                sums += losses.cpu()
+                sums += losses.to(home)
                 step += 1
                 bar.update(batch)
                 stopped = ranks.any_of(stop.signal, device)
                 if stopped:
                     break
+            totals = sums.tolist()  # the one wait for a GPU in an epoch
+            if not all(map(math.isfinite, totals)):
+                raise diverged(config, step, per_epoch, out)
             seconds = time.perf_counter() - started
             if step % per_epoch == 0:
                 row = {"epoch": epoch + 1, "step": step, "lr": lr, "seconds": round(seconds, 1)}
-                row |= dict(zip(run.LOSSES, (sums / per_epoch).tolist()))
+                row |= {name: value / per_epoch for name, value in zip(run.LOSSES, totals)}
                 due = config.knn_every and (step == total or (epoch + 1) % config.knn_every == 0) and ranks.first()
                 if due and dataset.labelled and dataset.test:
                     row["knn"] = knn_monitor(run.encoder, dataset, asdict(config), device)
