@@ -53,7 +53,7 @@ def draw(runs: list[dict], path) -> None:
     gains = {name: plots.change(runs, name, names[0], "linear") for name in names[1:]}
     best = max(gains, key=lambda name: gains[name][0])
     words = "Linear probe on held-out images, less the default's: at most {:+.1f} ± {:.1f}".format(*gains[best])
-    plots.bars(path, runs, names, f"{words}, with {best}")
+    plots.bars(path, runs, names, f"{words}\nwith {best}")
 
 
 def table(runs: list[dict]) -> str:

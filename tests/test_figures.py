@@ -374,7 +374,7 @@ def test_transfer_probes_every_run_on_every_target(tiny, tmp_path):
 def test_the_ideas_name_the_one_that_helps_most(titles, tmp_path):
     runs = invented(field_ideas, better=["τ = 0.1"])
     field_ideas.draw(runs, tmp_path / "x.png")
-    assert "at most +10.0 ± 0.8, with τ = 0.1" in titles[0]
+    assert "at most +10.0 ± 0.8\nwith τ = 0.1" in titles[0]
     assert len(field_ideas.table(runs).splitlines()) == 2 + 15
     assert {run["config"]["holdout"] for run in runs} == {4000}, "settings are not chosen by the test images"
 
