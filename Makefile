@@ -19,7 +19,8 @@ demo: setup
 	$(PY) train.py --out $(RUN) --overwrite --recipe demo
 	$(PY) eval_linear.py $(RUN) --json $(RUN)/eval.json
 	$(PY) figures/neighbours.py $(RUN)
-	@echo "look at $(RUN)/progress.png and $(RUN)/neighbours.png"
+	$(PY) figures/page.py $(RUN)
+	@echo "open $(RUN)/page.html in a browser: what was learnt, picture by picture, and what to look for"
 
 test: setup
 	$(PY) -m pytest

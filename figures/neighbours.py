@@ -8,6 +8,7 @@ encoder and once with the trained one. A frame in blue marks a neighbour of the 
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -18,51 +19,77 @@ matplotlib.use("Agg")
 import torch
 import torch.nn.functional as F
 from matplotlib import pyplot as plt
+from torch import Tensor
 
 from eval_linear import eval_side, load_for
 from eval_linear import parse as parse_eval
 from images import Dataset, UserError
-from models import pick_device
+from models import Encoder, pick_device
 from probes import extract, settle_batchnorm, some
 from runs import new_encoder, read_checkpoint
 
 SAME, OTHER = "#0072b2", "#d55e00"  # colour-blind safe
 
 
-def nearest(encoder, dataset: Dataset, queries: torch.Tensor, size: int, device, k: int) -> torch.Tensor:
+def nearest(encoder, dataset: Dataset, queries: Tensor, size: int, device, k: int) -> Tensor:
     """Indices (Q, k) of the training images closest to the test images named by queries (Q,)."""
     train = F.normalize(extract(encoder, dataset.train, size, device), dim=1)
     test = F.normalize(extract(encoder, dataset.test.take(queries), size, device), dim=1)
-    return (test @ train.T).topk(k).indices
+    return (test @ train.T).topk(min(k, len(train))).indices
 
 
-def draw(checkpoint: dict, dataset: Dataset, path: Path, rows: int = 8, k: int = 6, images: int = 5000) -> None:
-    config = checkpoint["config"]
-    size, device = eval_side(config, dataset.test), pick_device()
-    dataset.train = dataset.train.take(some(dataset.train, images))
+def encoders(checkpoint: dict, dataset: Dataset, size: int, device) -> list[Encoder]:
+    """The run's encoder before its first step, its BatchNorm settled on the images, and as the checkpoint has it."""
+    before, after = (new_encoder(checkpoint["config"]).to(device) for _ in range(2))
+    settle_batchnorm(before, dataset.train, size, device)
+    after.load_state_dict(checkpoint["encoder"])
+    return [before, after]
+
+
+def search(pair: list[Encoder], dataset: Dataset, size: int, device, rows: int = 8, k: int = 6, images: int = 5000):
+    """Looks for the neighbours of one test image of each class, at most `rows`, among at most `images` training images.
+
+    Returns the dataset with only these training images, the test images (Q,), and for each encoder the neighbours (Q, k)
+    and the share of them that are of the image's own class. Both splits need labels.
+    """
+    dataset = replace(dataset, train=dataset.train.take(some(dataset.train, images)))
     shuffled = torch.randperm(len(dataset.test), generator=torch.Generator().manual_seed(0))
     by_class = [shuffled[dataset.test.labels[shuffled] == c] for c in range(len(dataset.classes))]
     queries = torch.stack([members[0] for members in by_class if len(members)])[:rows]  # one of each class
-    before, after = new_encoder(config).to(device), new_encoder(config).to(device)
-    settle_batchnorm(before, dataset.train, size, device)
-    after.load_state_dict(checkpoint["encoder"])
-    found = [nearest(encoder, dataset, queries, size, device, k) for encoder in (before, after)]
+    found = [nearest(encoder, dataset, queries, size, device, k) for encoder in pair]
+    labels, own = dataset.train.labels, dataset.test.labels[queries][:, None]
+    return dataset, queries, found, [(labels[n] == own).float().mean().item() for n in found]
 
-    figure, axes = plt.subplots(
-        len(queries), 2 * k + 2, figsize=(0.62 * (2 * k + 2), 0.62 * len(queries) + 0.7), squeeze=False
-    )
+
+def grid(rows: int, columns: int, top: float):
+    """A figure of small square pictures with room of `top` inches above them, and its axes (rows, columns)."""
+    side = 0.62  # inches
+    figure, axes = plt.subplots(rows, columns, figsize=(side * columns, side * rows + top), squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.axis("off")
-    for r, query in enumerate(queries.tolist()):
-        label = dataset.test.labels[query]
-        show(axes[r, 0], dataset.test, query, "black")
-        for half, neighbours in enumerate(found):
-            for j, i in enumerate(neighbours[r].tolist()):
-                same = dataset.train.labels is not None and dataset.train.labels[i] == label
-                show(axes[r, 1 + half * (k + 1) + j], dataset.train, i, SAME if same else OTHER)
-    share = [(dataset.train.labels[n] == dataset.test.labels[queries][:, None]).float().mean().item() for n in found]
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.94, wspace=0.08, hspace=0.08)
+    space = {"bottom": 0.01, "top": 0.99 - top / (side * rows + top), "wspace": 0.08, "hspace": 0.08}
+    figure.subplots_adjust(left=0.01, right=0.99, **space)
+    return figure, axes
+
+
+def fill(axes, dataset: Dataset, queries: Tensor, found: Tensor) -> None:
+    """Show the neighbours (Q, k) of the test images (Q,) in axes (Q, k)."""
+    for row, query, neighbours in zip(axes, queries.tolist(), found.tolist()):
+        for axis, i in zip(row, neighbours):
+            same = dataset.train.labels[i] == dataset.test.labels[query]
+            show(axis, dataset.train, i, SAME if same else OTHER)
+
+
+def draw(checkpoint: dict, dataset: Dataset, path: Path, k: int = 6) -> None:
+    size, device = eval_side(checkpoint["config"], dataset.test), pick_device()
+    pair = encoders(checkpoint, dataset, size, device)
+    dataset, queries, found, share = search(pair, dataset, size, device, k=k)
+    figure, axes = grid(len(queries), 2 * k + 2, 0.3)
+    for axis, query in zip(axes[:, 0], queries.tolist()):
+        show(axis, dataset.test, query, "black")
+    fill(axes[:, 1 : k + 1], dataset, queries, found[0])
+    fill(axes[:, k + 2 :], dataset, queries, found[1])
     axes[0, 0].set_title("image", fontsize=9)
     axes[0, 1].set_title(f"nearest, untrained: {share[0]:.0%} of the same class", fontsize=9, loc="left")
     axes[0, k + 2].set_title(f"nearest, trained: {share[1]:.0%} of the same class (blue)", fontsize=9, loc="left")
@@ -75,7 +102,7 @@ def show(axis, images, i: int, colour: str) -> None:
     axis.axis("on")
     axis.imshow(pixels.permute(1, 2, 0).cpu().numpy())
     for spine in axis.spines.values():
-        spine.set(color=colour, linewidth=2)
+        spine.set(color=colour, linewidth=2, visible=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,288 @@
+"""One run on one page, to look at and to read: what it learnt, what its bank looks like, what one step does to the bank.
+
+    python figures/page.py runs/demo            writes runs/demo/page.html
+
+The page needs a browser and nothing else: its pictures lie inside it. Its words are those of figures/page.html, which
+every function here fills in for one section. A section that needs labels, or a bank, gives way to a sentence where the run
+has none.
+"""
+
+import base64
+import io
+import json
+import math
+import re
+import sys
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from string import Template
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import neighbours
+import observe
+import torch
+import torch.nn.functional as F
+from plots import BLUE, GREY, ORANGE, plt
+from torch import Tensor
+
+from bank import RULES, MemoryBank
+from config import Config, Parser
+from eval_linear import eval_side, load_for
+from eval_linear import parse as parse_eval
+from images import Dataset, UserError
+from models import pick_device
+from pretraining import Pretraining
+from probes import extract, some
+from runs import read_checkpoint, save_text
+from train import seed_of
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+SECTION = re.compile(r'(<section id="(\w+)">\s*<h2>.*?</h2>)(.*?)(?=</section>)', re.S)
+NAMES = ("untrained", "trained")
+SPOTS = 2000  # test images on the map
+MARKERS = "os^DvPX*<>"  # of the first ten classes: colour alone does not tell ten apart
+NO_LABELS = "This part needs labels, which the run's images do not have, so it is left out."
+NO_BANK = "This part is about the bank, which the run's method does not keep, so it is left out."
+
+
+def picture(figure, alt: str, words: str, dpi: int = 150) -> str:
+    """The figure as HTML with its PNG inside and words below it; closes the figure. alt comes before the words for those
+    who do not see it."""
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", dpi=dpi)
+        png = base64.b64encode(file.getvalue()).decode()
+    width, height = (round(100 * inches) for inches in figure.get_size_inches())
+    plt.close(figure)
+    about = f'alt="{escape(f"{alt} {words}")}" width="{width}" height="{height}"'
+    return f'<figure><img src="data:image/png;base64,{png}" {about}><figcaption>{escape(words)}</figcaption></figure>\n'
+
+
+def panel(height: float = 3.2, **labels):
+    """One small plot, (figure, axis): two fit side by side, and one is still legible on a phone."""
+    figure, axis = plt.subplots(figsize=(4.4, height), constrained_layout=True)
+    axis.set(**labels)
+    return figure, axis
+
+
+def table(rows: list[list[str]]) -> str:
+    """HTML of rows of text; the first row and the first column are headings."""
+    text = "<tr>" + "".join(f'<th scope="col">{cell}</th>' for cell in rows[0]) + "</tr>\n"
+    for name, *cells in rows[1:]:
+        text += f'<tr><th scope="row">{name}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
+    return f'<div class="wide"><table>\n{text}</table></div>'
+
+
+# ------------------------------------------------------------------------------------------------------- the sections
+
+
+def curve(rows: list[dict], key: str, name: str, unit: str, form: str, colour: str, level: int | None = None) -> str:
+    """The picture of history's `key` over epochs, with ln level as a dashed line; form is how its values are written."""
+    figure, axis = panel(xlabel="epoch", ylabel=name + unit)
+    values = [row[key] * (100 if "%" in form else 1) for row in rows]
+    axis.plot([row["epoch"] for row in rows], values, "o-", color=colour, markersize=3)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    words = f"{name}: " + " to ".join(f"{row[key]:{form}} in epoch {row['epoch']}" for row in (rows[0], rows[-1])) + "."
+    if level:
+        axis.axhline(math.log(level), color=GREY, linestyle="--", linewidth=1, label=f"guessing: ln {level}")
+        axis.legend()
+        words += f" Guessing among {level} rows costs {math.log(level):.3f}."
+    return picture(figure, f"A curve of {len(rows)} values.", words)
+
+
+def curves(history: list[dict], choices: int | None) -> dict | str:
+    """From the checkpoint's epochs; choices is the number of rows that a step's softmax runs over, None without a bank."""
+    if not history:
+        return "This run was stopped in its first epoch: there is no curve yet."
+    looks, loss = [row for row in history if "knn" in row], ("nce", "NCE loss") if choices else ("loss", "loss")
+    shown = curve(history, *loss, ", nats" if choices else "", ".3f", BLUE, choices)
+    if looks:
+        return {"pictures": shown + curve(looks, "knn", "kNN accuracy", ", %", ".1%", ORANGE), "missing": ""}
+    missing = "This run took no such look: its images have no labels, or --knn-every was 0."
+    return {"pictures": shown, "missing": missing}
+
+
+def accuracy(file: Path, config: dict) -> dict | str:
+    """From the JSON that eval_linear.py wrote, if it is there and of this run."""
+    ask = "python eval_linear.py RUN --json RUN/eval.json measures it."
+    if not file.is_file():
+        return f"This run has no eval.json yet: {ask}"
+    try:
+        found = json.loads(file.read_text())
+        rows = [["top-1, % of test images", f"kNN, k = {int(found['k'])}", "linear probe"]]
+        for name, words in (("trained", "trained"), ("untrained", "untrained"), ("raw", "raw pixels")):
+            rows.append([words, *(f"{100 * found[name][key]:.1f}" for key in ("knn", "linear"))])
+        part = {"table": table(rows), "date": escape(found["date"])}
+        same = {**found["config"], "data_dir": ""} == {**config, "data_dir": ""}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: damaged ({type(error).__name__}); delete it, or measure the run again") from error
+    return part if same else f"The eval.json here is of another run: {ask}"
+
+
+def nearest(encoders, dataset: Dataset, size: int, device) -> dict:
+    dataset, queries, found, share = neighbours.search(encoders, dataset, size, device)
+    shown = []
+    for name, index, part in zip(NAMES, found, share):
+        figure, axes = neighbours.grid(len(queries), index.shape[1] + 1, 0.0)
+        for axis, query in zip(axes[:, 0], queries.tolist()):
+            neighbours.show(axis, dataset.test, query, "black")
+        neighbours.fill(axes[:, 1:], dataset, queries, index)
+        words = f"{name.capitalize()}: {part:.0%} of the neighbours are of the image's own class."
+        alt = f"{len(queries)} test images, each with its {index.shape[1]} nearest training images."
+        shown.append(picture(figure, alt, words, dpi=100))
+    return {"pictures": "".join(shown)}
+
+
+def feature_map(encoders, dataset: Dataset, size: int, device) -> dict:
+    test = dataset.test.take(some(dataset.test, SPOTS))
+    labels, k, shown = test.labels.cpu(), min(10, len(test) - 1), []
+    for name, encoder in zip(NAMES, encoders):
+        features = F.normalize(extract(encoder, test, size, device), dim=1)  # (T, F)
+        close = (features @ features.T).fill_diagonal_(-2).topk(k).indices  # (T, k)
+        same = (labels[close] == labels[:, None]).float().mean()
+        centred = features - features.mean(0)
+        variance, axes = torch.linalg.eigh(centred.T @ centred)  # smallest first; (F,), (F, F)
+        spots = centred @ axes[:, [-1, -2]]  # (T, 2)
+        kept = variance[-2:].sum() / variance.sum()
+        figure, axis = panel(4.4, xticks=[], yticks=[])
+        for c, marker in zip(range(len(dataset.classes)), MARKERS):
+            name_of_class = dataset.classes[c].replace("$", r"\$")  # not a formula
+            style = {"color": f"C{c}", "marker": marker, "linewidth": 0, "alpha": 0.7}
+            axis.scatter(*spots[labels == c].T, 14, label=name_of_class, **style)
+        figure.legend(loc="outside lower center", ncols=4, fontsize=9, markerscale=1.8, handletextpad=0)
+        words = f"{name.capitalize()}: of the {k} nearest of each dot, along all axes, {same:.1%} are of its class. "
+        words += f"The two axes drawn hold {kept:.0%} of the variance."
+        shown.append(picture(figure, f"{len(test)} test images as dots in the colours of their classes.", words))
+    return {"count": len(test), "pictures": "".join(shown)}
+
+
+def spectrum(start: Tensor | None, end: Tensor, init: str) -> dict:
+    """start and end are the bank's rows (N, D) before the first step (None if unknown) and in the checkpoint."""
+    figure, axis = panel(xscale="log", yscale="log", xlabel="principal axis of the bank", ylabel="share of variance, %")
+    words = []
+    for name, weight, colour in (("Before the first step", start, GREY), ("In the checkpoint", end, BLUE)):
+        if weight is not None:
+            shares = observe.spectrum(weight.float())
+            variance = 1 - weight.float().mean(0).square().sum()
+            words.append(f"{name}: {observe.perplexity(shares):.1f} effective axes, variance {variance:.3f}.")
+            shares = shares[shares > 1e-6 * shares[0]]  # the rest is rounding
+            axis.plot(range(1, len(shares) + 1), 100 * shares.cpu(), color=colour, label=name.lower())
+    axis.legend()
+    shown = picture(figure, "The bank's variance along each principal axis, on logarithmic scales.", " ".join(words))
+    begun = "one forward pass of the untrained network" if init == "forward" else "random directions"
+    return {"rows": len(end), "dim": end.shape[1], "init": begun, "pictures": shown}
+
+
+@torch.no_grad()
+def one_step(run: Pretraining, dataset: Dataset) -> dict:
+    """Move the checkpoint's bank by one batch under either rule; weights, and the run's own bank, stay as they are."""
+    m, tau, batch = run.config.momentum, run.config.temperature, run.config.batch_size
+    pixels, index = next(dataset.train.batches(some(dataset.train, batch), batch, run.device))
+    torch.manual_seed(0)  # the same views every time
+    run.encoder.train()
+    z = run.encoder(run.augment(pixels)).float()  # (B, D)
+    before = run.bank.weight.float()  # (N, D)
+    similarity = z @ before.T  # (B, N)
+    own = torch.zeros(len(before), dtype=torch.bool, device=run.device).index_fill_(0, index, True)
+    view = similarity.argmax(0)  # (N,) the view that a row is most like,
+    view[index] = torch.arange(len(index), device=run.device)  # or that of its own image
+    cosine = (before * z[view]).sum(1)  # (N,)
+    shown, rows = [], [["rule", "rows", "how many", "median move", "towards the view"]]
+    for rule in RULES:
+        bank = MemoryBank(*before.shape, m, rule, tau).to(run.device)
+        bank.weight.copy_(before)
+        bank.update(z, index, similarity)
+        chord = (bank.weight - before).norm(dim=1)  # (N,) whose arc an arc cosine would lose to rounding
+        moved = 2 * (chord / 2).clamp(max=1).asin().rad2deg()
+        moved[moved < 1e-4] = 0  # rounding, when a row is normalised again
+        nearer = (bank.weight * z[view]).sum(1) > cosine
+        name = "NPID's" if rule == "npid" else rule.capitalize()
+        figure, axis = panel(xlabel="cosine with the view, before the step", ylabel="the row moved, degrees")
+        axis.set_yscale("symlog", linthresh=1e-2)
+        axis.set_ylim(-2e-3, 180)
+        for words, part, colour, size in (("other rows", ~own, GREY, 4), ("own rows", own, ORANGE, 9)):
+            axis.scatter(cosine[part].cpu(), moved[part].cpu(), size, colour, linewidth=0, alpha=0.6, label=words)
+            if part.any():
+                towards = nearer[part & (moved > 0)].float()
+                share = f"{towards.mean():.0%} of {len(towards)}" if len(towards) else "none moved"
+                rows.append([name, words, str(int(part.sum())), f"{moved[part].median():.3g}°", share])
+        axis.legend(loc="lower right", markerscale=2.5)
+        words = f"{name} rule: " + ", ".join(f"{row[1]} {row[3]}" for row in rows if row[0] == name) + " (medians)."
+        shown.append(picture(figure, "How far every row of the bank moved, against its cosine with a view.", words))
+    return {"batch": len(index), "m": f"{m:g}", "tau": f"{tau:g}", "pictures": "".join(shown), "table": table(rows)}
+
+
+# ----------------------------------------------------------------------------------------------------------- the page
+
+
+def build(place: str, home: Path, checkpoint: dict, dataset: Dataset) -> str:
+    """The page's HTML. Raises UserError for a run of another version, or one whose images are no longer as many."""
+    try:
+        c = Config(**checkpoint["config"])
+    except TypeError as error:
+        raise UserError(f"{place}: written by another version of this code ({error})") from error
+    device, history, run = pick_device(), checkpoint["history"], None
+    dataset = dataset.to(device)
+    parts = {"accuracy": NO_LABELS, "neighbours": NO_LABELS, "map": NO_LABELS, "spectrum": NO_BANK, "step": NO_BANK}
+    measured = home / "eval.json"
+    if dataset.labelled or measured.is_file():  # another dataset's labels can measure any run
+        parts["accuracy"] = accuracy(measured, checkpoint["config"])
+    if c.method == "ours":
+        run = Pretraining(replace(c, compile=False, shard_bank=False), len(dataset.train), device)
+        if (count := len(checkpoint["bank"]["weight"])) != run.bank.size:
+            raise UserError(
+                f"{place}: its bank has {count} rows, one an image, but there are {run.bank.size} images now"
+            )
+        start = None
+        if not c.init_from:  # the bank as `train` begins with it
+            torch.manual_seed(seed_of(c.seed, "bank"))
+            run.init_bank(dataset.train)
+            start = run.bank.weight.clone()
+        run.load(checkpoint)
+        parts |= {"spectrum": spectrum(start, run.bank.weight, c.bank_init), "step": one_step(run, dataset)}
+    if dataset.test:
+        size = eval_side(checkpoint["config"], dataset.test)
+        encoders = neighbours.encoders(checkpoint, dataset, size, device)
+        parts["map"] = feature_map(encoders, dataset, size, device)
+        if dataset.train.labels is not None:
+            parts["neighbours"] = nearest(encoders, dataset, size, device)
+    parts["curves"] = curves(history, run and run.choices)
+
+    def section(match: re.Match) -> str:
+        head, name, body = match.groups()
+        part = parts[name]
+        return f"{head}\n<p>{escape(part)}</p>\n" if isinstance(part, str) else head + Template(body).substitute(part)
+
+    head, *rest = TEMPLATE.read_text(encoding="utf-8").partition("<section")
+    about = vars(c) | {"run": home.resolve().name, "count": len(dataset.train), "done": len(history)}
+    about["seconds"] = round(checkpoint["seconds"])
+    named = {name: escape(f"{value:g}" if isinstance(value, float) else str(value)) for name, value in about.items()}
+    return Template(head).substitute(named) + SECTION.sub(section, "".join(rest))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("run", help="a run's folder")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the page [RUN/page.html]")
+    parser.add_argument("--data-dir", help="where the run's images lie now [as in the run]")
+    try:
+        args = parser.parse_args(argv)
+        checkpoint = read_checkpoint(args.run)
+        home = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
+        place = args.out or home / "page.html"
+        if place.is_dir() or not place.parent.is_dir():
+            raise UserError(f"--out {place}: name a file in a folder that exists")
+        if args.data_dir:
+            checkpoint["config"]["data_dir"] = args.data_dir
+        html = build(args.run, home, checkpoint, load_for(checkpoint, parse_eval([args.run])))
+        save_text(html.encode("ascii", "xmlcharrefreplace").decode(), place, "the page")
+    except UserError as error:
+        print(f"page.py: {error}", file=sys.stderr)
+        return 2
+    print(place)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""figures/page.py: one page, whole and self-contained, whose numbers are those of the run's files."""
+
+import base64
+import importlib
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "figures"))
+
+import page
+
+import eval_linear
+from config import Config
+from pretraining import Pretraining
+from runs import read_checkpoint
+from train import load_dataset, train
+
+PARTS = ["curves", "accuracy", "neighbours", "map", "spectrum", "step"]
+
+
+class Read(HTMLParser):
+    """What a page is made of; its sections' text and pictures under their ids."""
+
+    VOID = {"meta", "img"}
+
+    def __init__(self, file: Path):
+        super().__init__()
+        self.tags, self.open, self.text, self.images, self.part = [], [], {"": ""}, {"": []}, ""
+        self.feed(file.read_text(encoding="ascii"))
+        assert not self.open, "a tag is left open"
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append((tag, attrs))
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "section":
+            self.part = attrs["id"]
+            self.text[self.part], self.images[self.part] = "", []
+        if tag == "img":
+            self.images[self.part].append(attrs)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, "tags are closed in order"
+        if tag == "section":
+            self.part = ""
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text[self.part] += " ".join(data.split()) + " "
+
+
+@pytest.fixture(scope="module")
+def run(pictures, tmp_path_factory):
+    """The folder of a trained and measured run with its page."""
+    out = tmp_path_factory.mktemp("runs") / "a <run>"
+    train(Config(**TINY, data_dir=str(pictures), out=str(out)))
+    assert eval_linear.main([str(out), "--device", "cpu", "--json", str(out / "eval.json")]) == 0
+    assert page.main([str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def shown(run):
+    return Read(run / "page.html")
+
+
+def test_the_page_is_whole_and_needs_nothing_but_itself(run, shown):
+    text = (run / "page.html").read_text()
+    assert text.startswith("<!DOCTYPE html>") and text.rstrip().endswith("</html>")
+    assert not re.search(r"https?:|//\w|<script|<link|url\(|@import", re.sub(r'base64,[^"]*', "", text))
+    assert [part for part in shown.text if part] == PARTS
+    assert "$" not in "".join(shown.text.values()), "a placeholder is left"
+    assert dict(shown.tags)["html"] == {"lang": "en"} and "a <run>" in shown.text[""]
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in shown.tags
+    assert [tag for tag, _ in shown.tags if re.fullmatch("h[1-6]", tag)] == ["h1"] + ["h2"] * len(PARTS)
+    ids = {attrs["id"] for _, attrs in shown.tags if "id" in attrs}
+    links = [attrs["href"] for tag, attrs in shown.tags if tag == "a"]
+    assert links == ["#" + part for part in PARTS] and set(PARTS) <= ids
+    assert not list(run.glob("*.part"))
+
+
+def test_every_picture_lies_inside_and_says_in_words_what_it_shows(shown):
+    assert {part: len(images) for part, images in shown.images.items()} == {
+        "": 0, "curves": 2, "accuracy": 0, "neighbours": 2, "map": 2, "spectrum": 1, "step": 2,
+    }  # fmt: skip
+    images = sum(shown.images.values(), [])
+    assert len({image["alt"] for image in images}) == len(images)
+    for image in images:
+        kind, _, data = image["src"].partition(",")
+        assert kind == "data:image/png;base64" and base64.b64decode(data, validate=True).startswith(b"\x89PNG")
+        assert len(image["alt"]) > 40 and re.search(r"\d", image["alt"]) and int(image["width"]) > 300
+
+
+def test_the_numbers_are_those_of_the_run_s_files(run, shown):
+    first, last = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    assert f"NCE loss: {first['nce']:.3f} in epoch 1 to {last['nce']:.3f} in epoch 2." in shown.text["curves"]
+    assert "Guessing among 96 rows costs 4.564." in shown.text["curves"]
+    assert f"kNN accuracy: {first['knn']:.1%} in epoch 1 to {last['knn']:.1%} in epoch 2." in shown.text["curves"]
+    found = json.loads((run / "eval.json").read_text())
+    for name, words in (("trained", "trained"), ("untrained", "untrained"), ("raw", "raw pixels")):
+        assert f" {words} {100 * found[name]['knn']:.1f} {100 * found[name]['linear']:.1f} " in shown.text["accuracy"]
+    assert found["date"] in shown.text["accuracy"]
+    assert "96 images of folder" in shown.text[""] and "2 of 2 epochs" in shown.text[""]
+
+
+def test_every_function_that_the_page_names_exists():
+    names = re.findall(r"<code>([\w/]+)\.py:([\w.]+)</code>", page.TEMPLATE.read_text())
+    assert len(names) >= 15
+    for file, attributes in names:
+        found = importlib.import_module(file.removeprefix("figures/"))
+        for attribute in attributes.split("."):
+            found = getattr(found, attribute)
+
+
+def test_the_bank_before_the_first_step_is_the_one_that_training_began_with(tiny, monkeypatch, capsys):
+    train(tiny(epochs=1, momentum=1.0))  # at m = 1 the bank stays as it began
+    seen = []
+    drawn = page.spectrum
+    monkeypatch.setattr(page, "spectrum", lambda *args: seen.append(args) or drawn(*args))
+    assert page.main([tiny().out]) == 0
+    start, end, init = seen[0]
+    # a row is normalised again whenever it is touched
+    assert torch.allclose(start, end, atol=1e-6) and init == "forward" and not start.eq(start[0]).all()
+    ranks = re.findall(
+        r"([\d.]+) effective axes, variance ([\d.]+)", Read(Path(tiny().out) / "page.html").text["spectrum"]
+    )
+    assert len(ranks) == 2 and ranks[0] == ranks[1]
+
+
+def test_one_step_is_that_of_the_two_rules(tiny, monkeypatch):
+    config = tiny(momentum=0.6, temperature=0.2)
+    dataset = load_dataset(config)
+    run = Pretraining(config, len(dataset.train), torch.device("cpu"))
+    z, before = torch.nn.functional.normalize(torch.randn(16, 16), dim=1), run.bank.weight.clone()
+    monkeypatch.setattr(run.encoder, "forward", lambda views: z)
+    rows = [line for line in re.findall("<tr>(.*?)</tr>", page.one_step(run, dataset)["table"])][1:]
+    cells = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in rows]
+    assert torch.equal(run.bank.weight, before), "the run's own bank stays as it was"
+
+    index = page.some(dataset.train, 16)
+    w, z = torch.nn.functional.normalize(before.double(), dim=1), z.double()  # float32 unit rows are not quite
+    own = torch.zeros(96, dtype=torch.bool).index_fill_(0, index, True)
+    expected = {}
+    for rule, p in (("Corrected", (z @ w.T / 0.2).softmax(1)), ("NPID's", torch.zeros(16, 96))):
+        pull = torch.eye(96)[index].double() - p
+        moved = torch.nn.functional.normalize(0.6 * w + 0.4 * pull.T @ z, dim=1)
+        angle = (w * moved).sum(1).clamp(-1, 1).arccos().rad2deg()
+        expected[rule] = {"own rows": angle[own].median().item(), "other rows": angle[~own].median().item()}
+    assert [(row[0], row[1], row[2]) for row in cells] == [
+        (rule, rows, count) for rule in expected for rows, count in (("other rows", "80"), ("own rows", "16"))
+    ]
+    for rule, rows, _, moved, towards in cells:
+        assert float(moved.rstrip("°")) == pytest.approx(expected[rule][rows], rel=5e-3, abs=1e-5)
+        if rows == "own rows":
+            assert towards == "100% of 16"
+    assert cells[2][3:] == ["0°", "none moved"] and int(cells[0][4].split("%")[0]) < 20 and "of 80" in cells[0][4]
+
+
+def test_a_run_without_labels_has_a_page_without_what_needs_them(pictures, tiny, tmp_path):
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for i, file in enumerate(sorted(pictures.glob("train/*/*.png"))[:40]):
+        (folder / f"{i}.png").write_bytes(file.read_bytes())
+    train(tiny(data_dir=str(folder)))
+    assert page.main([tiny().out, "--out", str(tmp_path / "p.html")]) == 0
+    shown = Read(tmp_path / "p.html")
+    assert [part for part in shown.text if part] == PARTS
+    for part in ("accuracy", "neighbours", "map"):
+        assert page.NO_LABELS in shown.text[part] and not shown.images[part]
+    assert [len(shown.images[part]) for part in ("curves", "spectrum", "step")] == [1, 1, 2]
+    assert "took no such look" in shown.text["curves"]
+
+    folder.rename(tmp_path / "moved")
+    assert page.main([tiny().out]) == 2
+    assert page.main([tiny().out, "--data-dir", str(tmp_path / "moved")]) == 0
+
+
+def test_a_method_without_a_bank_has_a_page_without_it(tiny):
+    train(tiny(epochs=1, method="simclr"))
+    assert page.main([tiny().out]) == 0
+    shown = Read(Path(tiny().out) / "page.html")
+    for part in ("spectrum", "step"):
+        assert page.NO_BANK in shown.text[part] and not shown.images[part]
+    assert "loss:" in shown.text["curves"] and "Guessing" not in shown.text["curves"]
+    assert "no eval.json yet" in shown.text["accuracy"] and len(shown.images["neighbours"]) == 2
+
+
+def test_mistakes_are_one_line_and_leave_the_page_as_it_was(run, tmp_path, pictures, capsys):
+    def refused(words, *argv):
+        before = (run / "page.html").read_bytes()
+        assert page.main([*map(str, argv)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("page.py: ") and error.count("\n") == 1 and words in error, error
+        assert (run / "page.html").read_bytes() == before and not list(run.glob("*.part"))
+
+    refused("nowhere: no checkpoint there", "nowhere")
+    refused("unrecognized arguments: --nonsense", run, "--nonsense")
+    refused("name a file in a folder that exists", run, "--out", tmp_path)
+    refused("name a file in a folder that exists", run, "--out", tmp_path / "none" / "p.html")
+    refused("none: no such folder", run, "--data-dir", tmp_path / "none")
+    fewer = tmp_path / "fewer" / "train" / "disc"
+    fewer.mkdir(parents=True)
+    for file in pictures.glob("train/disc/*.png"):
+        (fewer / file.name).write_bytes(file.read_bytes())
+    config = json.loads((run / "config.json").read_text())
+    assert config["batch_size"] == 16
+    refused("its bank has 96 rows, one an image, but there are", run, "--data-dir", fewer.parent.parent)
+
+    measured = (run / "eval.json").read_text()
+    try:
+        for damage in ("{", "[]", '{"k": 200}'):
+            (run / "eval.json").write_text(damage)
+            refused("eval.json: damaged", run)
+        other = json.loads(measured)
+        other["config"]["seed"] = 7
+        (run / "eval.json").write_text(json.dumps(other))
+        assert page.main([str(run), "--out", str(tmp_path / "p.html")]) == 0
+        assert "The eval.json here is of another run" in Read(tmp_path / "p.html").text["accuracy"]
+    finally:
+        (run / "eval.json").write_text(measured)
+
+    old = read_checkpoint(str(run))
+    old["config"]["gone"] = 1
+    torch.save(old, tmp_path / "old.pt")
+    refused("written by another version of this code", tmp_path / "old.pt", "--out", tmp_path / "q.html")
+    assert not (tmp_path / "q.html").exists()
