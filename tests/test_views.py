@@ -2,12 +2,19 @@
 
 import json
 import subprocess
-from dataclasses import replace
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "figures"))
+
+import sslight
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as tv
+from test_figures import base, invented, sweeper
 from test_ranks import ENVIRONMENT, ROOT, SCRIPT, TORCHRUN
 
 import baselines
@@ -257,15 +264,15 @@ def test_what_views_do_not_go_with_is_one_line(tiny, options, message):
 
 def method(name):
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 32), torch.nn.ReLU())
-    return baselines.METHODS[name](network, 32).double().eval()
+    return baselines.METHODS[name](network, 32).eval()
 
 
 @pytest.mark.parametrize("name", ["simclr", "moco"])
 def test_a_two_branch_loss_is_the_weighted_mean_over_pairs(name):
     """Against the loss of two views, pair by pair; for MoCo each time with the queue as it was."""
-    model, made = method(name), [torch.randn(8, 3, 4, 4).double() for _ in range(5)]
+    model, made = method(name), [torch.randn(8, 3, 4, 4) for _ in range(5)]
     weights = {(i, j): 1.0 + i + 2 * j for i in range(5) for j in range(2) if i != j}
-    queue = getattr(model.criterion.criterion, "memory_bank")  # noqa: B009
+    queue = model.criterion.criterion.memory_bank
     before = queue.bank.clone()
     total = 0
     for (i, j), weight in weights.items():
@@ -274,8 +281,8 @@ def test_a_two_branch_loss_is_the_weighted_mean_over_pairs(name):
     queue.bank.copy_(before), queue.bank_ptr.zero_()
     torch.testing.assert_close(model.of_pairs(made, weights), total)
     if name == "moco":
-        expected = F.normalize(model.target(torch.cat(made[:2])).float(), dim=1)
-        torch.testing.assert_close(queue.bank[:16].float(), expected)
+        expected = F.normalize(model.target(torch.cat(made[:2])), dim=1)
+        torch.testing.assert_close(queue.bank[:16], expected)
         assert torch.equal(queue.bank[16:], before[16:]), "every global crop enters the queue once, local ones never"
 
 
@@ -321,3 +328,54 @@ def test_old_configurations_have_a_single_view():
     known = vars(Config())
     known.pop("views")
     assert Config(**known).views == "single" and replace(Config(), views="single") == Config()
+
+
+# ------------------------------------------------------------------------------------------------------------- the figure
+
+
+@pytest.mark.parametrize("scale", sweeper.SCALES)
+def test_every_point_of_the_figure_can_be_run_and_the_longer_one_takes_as_much_arithmetic(scale):
+    points = sslight.points(base(scale), scale)
+    for config in points.values():
+        config.check()
+    distinct = {sweeper.identity(asdict(config), 0) for config in points.values()}
+    assert len(distinct) == len(points) == 12 * len(sslight.BACKBONES[scale])
+    for name, config in points.items():
+        if name.endswith(": SSLight"):
+            single = points[name.replace("SSLight", sslight.LONGER)]
+            assert single.views == "single" and single.epochs > config.epochs
+            assert abs(single.epochs * sslight.work(single) / sslight.work(config) - config.epochs) < 0.5
+
+
+def test_the_arithmetic_of_a_step_counts_every_pass():
+    one = Config(arch="resnet18", size=24, width=16)
+    whole, local = (sslight.multiply_adds("resnet18", 24, 16, side) for side in (24, 14))
+    assert sslight.work(one) == 3 * whole
+    assert sslight.work(replace(one, views="sslight")) == 3 * (2 * whole + 6 * local)
+    assert sslight.work(replace(one, method="simclr")) == 6 * whole
+    assert sslight.work(replace(one, method="moco", views="sslight")) == 8 * whole + 18 * local
+    assert sslight.multiply_adds("resnet18", 32, 64, 32) == pytest.approx(555.4e6, rel=1e-3)
+    layer = 12 * 192**2 * 65 + 2 * 65**2 * 192  # of vit_tiny, for 65 tokens
+    assert sslight.multiply_adds("vit_tiny", 32, 0, 32) == pytest.approx(12 * layer + 64 * 192 * 48, rel=0.01)
+
+
+def test_view_sampling_is_drawn_and_tabulated(tmp_path):
+    better = ["resnet18, ours: SSLight", "vit_tiny, ours: multi-crop"]
+    runs = invented(sslight, better=better)
+    for run in runs:
+        run["final"] |= {"linear_1": 0.2, "linear_10": 0.3}
+    sslight.draw(runs, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+    assert "less single +1.1 (ahead in 1 of 9)\n" in sslight.title(runs)
+    assert "multi-crop +0.0 (ahead in 1 of 9)" in sslight.title(runs)
+    lines = sslight.table(runs).splitlines()
+    assert len(lines) == 2 + 36 and lines[2].startswith("| mobilenet_v2 | ours | single | 4 | 1.00 | 46.0 ± 1.0 |")
+    arithmetic = [float(line.split(" | ")[4]) for line in lines[2:]]
+    for i in range(0, 36, 4):
+        assert arithmetic[i] == 1 < arithmetic[i + 2] < arithmetic[i + 3] == pytest.approx(arithmetic[i + 1], rel=0.1)
+
+
+def test_a_run_of_the_figure_has_what_it_needs(tiny, tmp_path):
+    points = {"resnet10, ours: SSLight": tiny(epochs=1, views="sslight")}
+    runs = sweeper.sweep(tmp_path / "x.json", points, seeds=(0,), jobs=1, measure=sslight.measure)
+    assert {"linear", "knn", "linear_1", "linear_10"} <= runs[0]["final"].keys()
