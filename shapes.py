@@ -80,13 +80,44 @@ def _draw(labels: np.ndarray, rng: np.random.Generator, size: int, textured: boo
         edge = 0.5 - distance * radius * size / 2  # a pixel wide, for smooth outlines
         ink = np.where(k < copies, np.maximum(ink, np.clip(edge, 0, 1)), ink)
 
-    paper, colour = _two_colours(rng, batch)  # (B, 3, 1, 1) each
-    slope = column(-0.06, 0.06) * x + column(-0.06, 0.06) * y  # (B, S, S) a faint gradient of light
+    return _paint(ink, rng, x, y, textured)
+
+
+def _paint(ink: np.ndarray, rng: np.random.Generator, x: np.ndarray, y: np.ndarray, textured: bool) -> np.ndarray:
+    """Paper, ink, a little light and noise: ink (B, S, S) in [0, 1] -> uint8 (B, 3, S, S)."""
+    paper, colour = _two_colours(rng, len(ink))  # (B, 3, 1, 1) each
+    column = lambda: rng.uniform(-0.06, 0.06, (len(ink), 1, 1)).astype(np.float32)  # noqa: E731  (B, 1, 1)
+    slope = column() * x + column() * y  # (B, S, S) a faint gradient of light
     picture = paper * (1 - ink[:, None]) + colour * ink[:, None] + slope[:, None]
     if textured:
-        picture = picture + (1 - ink[:, None]) * _texture(rng, batch, x, y)
+        picture = picture + (1 - ink[:, None]) * _texture(rng, len(ink), x, y)
     picture = picture + rng.normal(0, 0.02, picture.shape)
     return (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
+
+
+def draw_scene(seed: int, size: int = 64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One image of one to four shapes of any classes, for detection: where they are is known exactly.
+
+    uint8 (3, size, size), labels int64 (M,) and masks bool (M, size, size), the pixels whose centres lie in the shape.
+    Shapes are whole and apart from each other, so masks are not empty and share no pixel.
+    """
+    rng = np.random.default_rng([seed, size])
+    y, x = (np.mgrid[:size, :size].astype(np.float32) + 0.5) / size * 2 - 1  # pixel centres in [-1, 1], (S, S) each
+    placed, labels, distances = [], [], []
+    for _ in range(rng.integers(1, 5)):
+        radius, angle, name = rng.uniform(0.2, 0.42), rng.uniform(0, 2 * np.pi), rng.choice(CLASSES)
+        reach = 1.1 * radius  # no shape goes further from its centre
+        for centre in rng.uniform(reach - 1, 1 - reach, (50, 2)):
+            if all(np.hypot(*(centre - other)) > reach + far for other, far in placed):
+                u, v = (x - centre[0]) / radius, (y - centre[1]) / radius  # (S, S)
+                u, v = u * np.cos(angle) + v * np.sin(angle), v * np.cos(angle) - u * np.sin(angle)
+                placed.append((centre, reach))
+                labels.append(CLASSES.index(name))
+                distances.append(DISTANCE[name](u, v) * radius * size / 2)  # in pixels
+                break
+    distances = np.stack(distances).astype(np.float32)  # (M, S, S)
+    ink = np.clip(0.5 - distances.min(0), 0, 1)  # a pixel wide, for smooth outlines
+    return _paint(ink[None], rng, x, y, False)[0], np.array(labels, dtype=np.int64), distances < 0
 
 
 def _two_colours(rng: np.random.Generator, batch: int) -> tuple[np.ndarray, np.ndarray]:
