@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision.models.detection as tv
@@ -34,7 +35,7 @@ from models import RESNETS, SMALL, pick_device
 from runs import new_encoder, read_checkpoint, save_text
 from scenes import Scenes
 
-THRESHOLDS = torch.linspace(0.5, 0.95, 10, dtype=torch.float64)  # overlaps (IoU) that COCO's AP is the mean over
+THRESHOLDS = torch.from_numpy(np.linspace(0.5, 0.95, 10))  # overlaps (IoU) that COCO's AP is the mean over
 
 
 def build(backbone: nn.Module, classes: int, task: str, size: int, small: bool) -> nn.Module:
@@ -128,17 +129,20 @@ def judge(found: dict, target: dict, kind: str) -> Tensor:
     The surest detection chooses first, among the objects of its class that are still free. What overlaps nothing but a
     crowd is not counted. kind, "boxes" or "masks", says what overlaps.
     """
-    mine, theirs = found[kind], target[kind]
+    mine, theirs = (
+        found[kind].double(),
+        target[kind].double(),
+    )  # exact: overlaps of whole pixels meet thresholds exactly
     if kind == "boxes":
         overlap = box_iou(mine, theirs)  # (D, M)
     else:
-        mine, theirs = mine.flatten(1).float(), theirs.flatten(1).float()
+        mine, theirs = mine.flatten(1), theirs.flatten(1)
         both = mine @ theirs.T
         overlap = both / (mine.sum(1)[:, None] + theirs.sum(1) - both).clamp(min=1)
     verdict = torch.zeros(len(THRESHOLDS), len(mine), dtype=torch.long)
     free = (~target["crowd"]).expand(len(THRESHOLDS), -1).clone()  # (T, M)
     for d in found["scores"].argsort(descending=True, stable=True).tolist() if len(theirs) else ():
-        fits = overlap[d].double() * (target["labels"] == found["labels"][d])  # (M,)
+        fits = overlap[d] * (target["labels"] == found["labels"][d])  # (M,)
         most, which = (fits * free).max(1)  # (T,) each
         right = most >= THRESHOLDS
         free[right, which[right]] = False
@@ -156,7 +160,7 @@ def average_precision(scores: Tensor, verdict: Tensor, count: int) -> Tensor:
     right, false = (verdict == 1).cumsum(1), (verdict == 0).cumsum(1)
     precision = F.pad(right.double() / (right + false).clamp(min=1), (0, 1))  # (T, D + 1): 0 beyond the last recall
     best = precision.flip(1).cummax(1).values.flip(1)
-    recalls = torch.linspace(0, 1, 101, dtype=torch.float64).repeat(len(verdict), 1)  # (T, 101)
+    recalls = torch.from_numpy(np.linspace(0, 1, 101)).repeat(len(verdict), 1)  # (T, 101)
     return best.gather(1, torch.searchsorted(right.double() / count, recalls)).mean(1)
 
 

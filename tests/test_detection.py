@@ -1,6 +1,9 @@
 """Detection and segmentation: the drawn scenes, COCO's and VOC's files, average precision, the fine-tuning, refusals."""
 
 import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +13,18 @@ from PIL import Image
 import eval_detection as program
 import scenes
 import shapes
+from config import Config
 from eval_detection import THRESHOLDS, average_precision, build, judge, score
 from images import UserError
 from models import build_backbone
 from runs import new_encoder, read_checkpoint, save_tensors
+from train import load_dataset
+from train import train as pretrain
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "figures"))
+
+import detection
+import sweep as sweeper
 
 CONFIG = {"arch": "resnet10", "size": 24, "width": 8, "dim": 8, "layers": 1, "hidden": 8, "seed": 0}
 
@@ -296,6 +307,52 @@ def test_the_command_prints_a_table_and_writes_fractions(run, coco, tmp_path, ca
     assert [line.split()[0] for line in printed[2:]] == ["pretrained", "scratch"]
     assert set(figures["scratch"]) == set(figures["pretrained"]) == {"box_ap50", "box_ap", "mask_ap50", "mask_ap"}
     assert figures["classes"] == ["cat", "dog"] and figures["epochs"] == 1 and figures["config"]["arch"] == "resnet10"
+
+
+# ---------------------------------------------------------------------------------------------------------------- figure
+
+
+def test_what_a_detector_is_sure_of_survives_being_written_down():
+    masks = torch.rand(3, 6, 5) > 0.5
+    masks[1], masks[2] = True, False
+    found = {"scores": torch.tensor([0.9, 0.8, 0.4]), "labels": torch.tensor([3, 1, 2]), "masks": masks}
+    rows = detection.sure(found | {"boxes": torch.tensor([[0, 0, 5, 6.04]] * 3)})
+    assert [(row["label"], row["box"]) for row in rows] == [(3, [0, 0, 5, 6]), (1, [0, 0, 5, 6])]
+    for row, mask in zip(json.loads(json.dumps(rows)), masks):
+        assert (scenes.mask_of(row["segmentation"], 6, 5) == mask.numpy()).all()
+
+
+def test_the_figure_is_measured_drawn_and_tabled(tiny, tmp_path, monkeypatch):
+    drawn = scenes.drawn
+    monkeypatch.setattr(scenes, "drawn", lambda task, counts: drawn(task, (counts[0], min(counts[1], 8))))
+    config = tiny(epochs=1)
+    pretrain(config)
+    measured = detection.Measure(4, 1)(read_checkpoint(config.out), load_dataset(config))
+    runs = [{"name": "ours", "seed": 0, "config": asdict(config), "hardware": "a laptop", "final": measured}]
+    final = runs[0]["final"]
+    figures = {f"{who} {key}" for who in ("pretrained", "scratch") for key in detection.FIGURES}
+    assert set(final) == figures | {"knn", "linear", "scenes", "fine-tuning epochs", "seen"}
+    assert (final["scenes"], final["fine-tuning epochs"]) == (4, 1)
+    assert [len(seen) for seen in final["seen"].values()] == [detection.SHOWN] * 2
+    mask = {"counts": [64 * 10 + 5, 20, 64 * 53 + 39]}
+    final["seen"]["pretrained"][0] = [{"label": 3, "box": [10, 5, 11, 25], "segmentation": mask}]
+    final |= {f"pretrained {key}": 0.5 for key in detection.FIGURES} | {
+        f"scratch {key}": 0.4 for key in detection.FIGURES
+    }
+    detection.draw(runs, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+    assert detection.table(runs).splitlines()[2:] == [
+        "| pretrained | 50.0 | 50.0 | 50.0 | 50.0 | 1 |", "| scratch | 40.0 | 40.0 | 40.0 | 40.0 | 1 |"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("scale", sweeper.SCALES)
+def test_the_figure_s_runs_can_be_run_at_every_scale(scale):
+    base = Config(**(sweeper.SCALES[scale] | {"knn_every": 0}))
+    (config,) = detection.points(base, scale).values()
+    config.check()
+    assert config.arch.startswith("resnet") and scale in detection.FINETUNING
+    assert sweeper.identity(asdict(config), 0)
 
 
 # --------------------------------------------------------------------------------------------------------------- refusals
