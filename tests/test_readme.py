@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
+import eval_detection
 import eval_linear
 from config import Config, flag
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 MODULES = {path.stem for path in ROOT.glob("*.py")}
-EVAL_FLAGS = set(re.findall(r'"(--[a-z-]+)"', Path(eval_linear.__file__).read_text()))
+EVALUATIONS = "".join(Path(module.__file__).read_text() for module in (eval_linear, eval_detection))
+EVAL_FLAGS = set(re.findall(r'"(--[a-z-]+)"', EVALUATIONS))
 SWEEP_FLAGS = set(re.findall(r'"(--[a-z-]+)"', (ROOT / "figures" / "sweep.py").read_text()))
 SCRIPT_FLAGS = SWEEP_FLAGS | {
     "--recipe",
