@@ -28,6 +28,7 @@ import model_efficiency
 import negatives
 import neighbours
 import observe
+import paper_scale
 import plots
 import recipe
 import speed
@@ -69,7 +70,7 @@ def test_a_damaged_results_file_is_named_with_what_to_do(tmp_path):
 
 SCRIPTS = (
     fig3_convergence, fig4_momentum, fig5_lambda, ingredients, sqrtkl_where, bank_spectrum, recipe, negatives, cheaper_bank,
-    fig1_cost, field_lr, field_ideas, data_efficiency, model_efficiency, transfer,
+    fig1_cost, field_lr, field_ideas, data_efficiency, model_efficiency, transfer, paper_scale,
 )  # fmt: skip
 
 
