@@ -41,6 +41,11 @@ def noise(count: int, side: int = 32) -> Images:
     return Images(pixels, labels=torch.zeros(count, dtype=torch.long), side=side)
 
 
+def rows_for(images: Images, count: int) -> torch.Tensor:
+    """Rows of a bank of `count`, for images that stand for that many: distinct, unless there are fewer rows than images."""
+    return torch.randperm(max(count, len(images)))[: len(images)] % count
+
+
 # -------------------------------------------------------------------------------------------------------------- overhead
 
 CASES = {  # what is asked of the step, then the goal on a CPU and on a GPU
@@ -59,7 +64,7 @@ def whole_and_bare(config: Config, count: int, device: torch.device):
     run = Pretraining(config, count, device)
     bare = Pretraining(config, 1, device)
     images = noise(max(1024, config.batch_size)).to(device)
-    places = torch.randint(count, (len(images),))  # rows of the bank, for images that stand for `count` of them
+    places = rows_for(images, count)
     run.encoder.train(), bare.encoder.train()
     ready = plain(images.pixels[: config.batch_size].to(device), config.size)
     direction = F.normalize(torch.randn(config.batch_size, config.dim, device=device), dim=1)
@@ -144,6 +149,7 @@ def pipeline(device: torch.device, repeats: int, scale: float) -> dict:
 
 def bank_calls(count: int, dim: int, batch: int, device: torch.device, chunk: int):
     bank = MemoryBank(count, dim, 0.75, "corrected", 0.07).to(device)
+    bank.checks = device.type != "cuda"  # as `Pretraining` has it
     z = F.normalize(torch.randn(batch, dim, device=device), dim=1).requires_grad_()
     index = torch.randint(count, (batch,), device=device)
 
@@ -206,7 +212,7 @@ def field(device: torch.device, repeats: int, scale: float) -> dict:
 
 def calls_of(run, images: Images, count: int):
     """Two calls: a whole step, and its forward pass alone."""
-    c, places = run.config, torch.randint(count, (len(images),), device=run.device)
+    c, places = run.config, rows_for(images, count).to(run.device)
     run.encoder.train()
 
     def fetch():
