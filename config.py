@@ -36,6 +36,7 @@ class Config:
     width: int = option(
         0, "channels of a ResNet's first stage (0: 32 for resnet10, 64 for others) or of vit_tiny (0: 192)"
     )
+    drop_last_stage: bool = option(False, "train a ResNet without its last stage, as S3L does (see eval_linear.py)")
     size: int = option(24, "side of the training views, pixels")
     size_start: int = option(0, "side of the views at the start, which grows to --size (0: --size all along)")
     eval_size: int = option(0, "side of the images in evaluation, pixels (0: their own, up to 4/3 of --size)")
@@ -44,7 +45,7 @@ class Config:
     dim: int = option(2048, "D, the dimension of the embedding and of the bank's rows")
     temperature: float = option(0.07, "tau of the instance discrimination loss")
     momentum: float = option(0.75, "m of the bank's update, in [0, 1]")
-    bank_init: str = option("forward", "how the bank starts", ("forward", "random"))
+    bank_init: str = option("forward", "how the bank starts; carry: from --init-from", ("forward", "random", "carry"))
     bank_update: str = option("corrected", "how the bank moves", RULES)
     bank_dtype: str = option("fp32", "numbers the bank is kept in; bf16 takes half the memory", ("fp32", "bf16"))
     negatives: int = option(1000, "K rows drawn beside the batch's own (0, or as many as there are: the whole bank)")
@@ -117,6 +118,10 @@ class Config:
             raise UserError("--size-start: vit_tiny cuts images of one size in patches, leave it out")
         if self.cutmix and self.views != "single":
             raise UserError(f"--cutmix mixes single views: leave it out or --views {self.views}")
+        if self.drop_last_stage and self.arch not in RESNETS:
+            raise UserError(f"--drop-last-stage is an option of {', '.join(RESNETS)}, not of {self.arch}")
+        if self.bank_init == "carry" and not (self.init_from and self.method == "ours"):
+            raise UserError("--bank-init carry takes the bank of the run that --init-from names, with --method ours")
 
 
 # laptop: the fields above; demo: a small network for `make demo`; released: the released script's CIFAR-10 command;

@@ -3,6 +3,7 @@
     python eval_linear.py runs/cifar10                         kNN and linear probe, a minute or two
     python eval_linear.py runs/cifar10 --few-labels            the linear probe with 1 % and 10 % of the labels too
     python eval_linear.py runs/cifar10 --augmented --finetune  the slow protocols too: training on augmented views
+    python eval_linear.py RUN --finetune --mixup 1 --restore-last-stage 10     RUN without its last stage, as in S3L
     python eval_linear.py runs/cifar10 --dataset stl10         transfer: the same backbone, probed on other images
     python eval_linear.py runs/cifar10 --export backbone.pt    the backbone alone, with torchvision's parameter names
 
@@ -25,7 +26,7 @@ from images import Dataset, Images, UserError
 from measure import hardware
 from models import Encoder, pick_device, pick_precision
 from probes import extract, few_labels, knn, linear_probe, raw_pixels, settle_batchnorm, some, train_head
-from runs import new_encoder, read_checkpoint, save_tensors, save_text
+from runs import new_encoder, read_checkpoint, restore_last_stage, save_tensors, save_text
 
 
 def eval_side(config: dict, images: Images) -> int:
@@ -59,11 +60,14 @@ def evaluate(
     epochs: int = 20,
     controls: bool = True,
     quiet: bool = False,
+    mixup: float = 0.0,
+    restore: int = 0,
 ) -> dict:
     """Measure a checkpoint's backbone: {"trained": {...}, "untrained": {...}, "raw": {...}} with fractions of 1.
 
     Each has "knn" and "linear"; slow may name "few_labels" (adds linear_1 and linear_10, with _std), "augmented" and
-    "finetune" (add a figure each, networks only, after `epochs` epochs). size 0 is `eval_side`'s.
+    "finetune" (add a figure each, networks only, after `epochs` epochs). size 0 is `eval_side`'s. Fine-tuning has mixup
+    with that alpha and, if the run was trained without its network's last stage, `restore` epochs of it before all.
     """
     config = checkpoint["config"]
     device = pick_device(device)
@@ -97,8 +101,11 @@ def evaluate(
                 )
         for protocol in ("augmented", "finetune"):
             if protocol in slow and encoder is not None:
-                finetune = protocol == "finetune"
-                row[protocol] = train_head(encoder, dataset, size, device, epochs, finetune)
+                more = {}
+                if finetune := protocol == "finetune":
+                    encoder = restore_last_stage(encoder, config) if restore else encoder
+                    more = {"alpha": mixup, "warmup": restore}
+                row[protocol] = train_head(encoder, dataset, size, device, epochs, finetune, **more)
         results[name] = row
     return results
 
@@ -133,6 +140,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--few-labels", action="store_true", help="add linear probes with 1 %% and 10 %% of the labels")
     parser.add_argument("--augmented", action="store_true", help="add a linear probe trained on augmented views (slow)")
     parser.add_argument("--finetune", action="store_true", help="add fine-tuning of the whole network (slowest)")
+    parser.add_argument("--mixup", type=float, default=0.0, metavar="ALPHA", help="mixup in fine-tuning (S3L: 1) [off]")
+    text = "fine-tune with the stage that --drop-last-stage left out, after so many epochs of it alone [0: without it]"
+    parser.add_argument("--restore-last-stage", type=int, default=0, metavar="EPOCHS", help=text)
     parser.add_argument("--epochs", type=int, default=20, help="epochs of --augmented and --finetune [20]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, as fractions of 1")
@@ -162,6 +172,12 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.k < 1 or args.epochs < 1 or args.size < 0:
         raise UserError("--k and --epochs must be at least 1, and --size not negative")
+    if not (0 <= args.mixup < float("inf") and args.restore_last_stage >= 0):
+        raise UserError("--mixup and --restore-last-stage must be finite and not negative")
+    if (args.mixup or args.restore_last_stage) and not args.finetune:
+        raise UserError("--mixup and --restore-last-stage belong to fine-tuning: add --finetune")
+    if args.restore_last_stage and not checkpoint["config"].get("drop_last_stage"):
+        raise UserError(f"--restore-last-stage: {args.run} was trained with all of its stages")
     if args.json and not args.json.parent.is_dir():
         raise UserError(f"--json {args.json}: the folder {args.json.parent} does not exist")
     if args.json and args.json.is_dir():
@@ -170,7 +186,8 @@ def run(args: argparse.Namespace) -> None:
     slow = tuple(name for name in ("few_labels", "augmented", "finetune") if getattr(args, name))
     started = time.perf_counter()
     dataset = load_for(checkpoint, args)
-    results = evaluate(checkpoint, dataset, args.size, args.device, args.k, slow, args.epochs)
+    s3l = {"mixup": args.mixup, "restore": args.restore_last_stage}
+    results = evaluate(checkpoint, dataset, args.size, args.device, args.k, slow, args.epochs, **s3l)
     seconds = time.perf_counter() - started
     print(f"{len(dataset.labelled)} labelled and {len(dataset.test)} test images, {seconds:.0f} s")
     print(table(results))

@@ -36,15 +36,17 @@ class Encoder(nn.Module):
 
     arch is one of ARCHITECTURES; size the side of the training views in pixels (it chooses the stem, and the number of
     positions of vit_tiny); width the channels of a ResNet's first stage (None: 64 as in torchvision, and 32 for
-    resnet10, the small one that torchvision has not) or of vit_tiny's tokens (None: 192); dim is D; layers and hidden shape the projector (none for layers
-    0: D is then F). Raises ValueError for an unknown arch or a width where it has no meaning.
+    resnet10, the small one that torchvision has not) or of vit_tiny's tokens (None: 192); dim is D; layers and hidden
+    shape the projector (none for layers 0: D is then F); drop_last_stage leaves out a ResNet's layer4, so that features
+    are those of layer3, pooled (S3L, arXiv 2103.13559). Raises ValueError for an unknown arch or an option where it has
+    no meaning.
     """
 
     precision = "fp32"  # or "bf16": what the layers compute in, see `pick_precision`
 
-    def __init__(self, arch="resnet18", size=32, width=None, dim=2048, layers=2, hidden=2048):
+    def __init__(self, arch="resnet18", size=32, width=None, dim=2048, layers=2, hidden=2048, drop_last_stage=False):
         super().__init__()
-        self.backbone = build_backbone(arch, size, width)
+        self.backbone = build_backbone(arch, size, width, drop_last_stage)
         with torch.no_grad():  # ask the backbone how wide its output is
             self.backbone.eval()
             self.feature_dim = self.backbone(torch.zeros(1, 3, size, size)).shape[1]
@@ -64,18 +66,22 @@ class Encoder(nn.Module):
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def build_backbone(arch: str, size: int, width: int | None = None) -> nn.Module:
+def build_backbone(arch: str, size: int, width: int | None = None, drop_last_stage: bool = False) -> nn.Module:
     """The torchvision network called arch without its classifier; see `Encoder` for the arguments."""
     if arch not in ARCHITECTURES:
         raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHITECTURES)}")
     small = size <= SMALL
     if width is not None and arch in MOBILE:
         raise ValueError(f"width is an option of {', '.join(RESNETS)} and vit_tiny, not of {arch}")
+    if drop_last_stage and arch not in RESNETS:
+        raise ValueError(f"drop_last_stage is an option of {', '.join(RESNETS)}, not of {arch}")
     if arch in RESNETS:
         block, depths = RESNETS[arch]
         width = width or (32 if arch == "resnet10" else 64)
         net = _resnet(block, depths, width)
         net.fc = nn.Identity()
+        if drop_last_stage:
+            net.layer4 = nn.Identity()
         if small:  # 3x3 convolution at full resolution, no pooling: the usual CIFAR stem
             net.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
             nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")

@@ -9,10 +9,10 @@ import torch
 import ranks
 from augment import cutmix
 from bank import MemoryBank
-from config import Config
+from config import Config, flag
 from images import Images, UserError
 from loss import nce, sqrt_kl, streaming_losses
-from models import Encoder, pick_precision
+from models import SMALL, Encoder, pick_precision
 from runs import new_encoder
 from views import crops, through
 
@@ -58,7 +58,7 @@ class Pretraining:
         return self.negatives + self.config.batch_size if self.negatives else self.bank.size
 
     def init_bank(self, images: Images) -> None:
-        """Section "feature calibrate": one pass of the untrained encoder; a random bank is left as it was made."""
+        """Section "feature calibrate": one pass of the encoder as it starts; a random or carried bank is left as it is."""
         if self.config.bank_init == "forward":
             batches = images.batches(torch.arange(len(images)), self.config.batch_size, self.device)
             views = ((self.augment(pixels), index) for pixels, index in batches)
@@ -131,13 +131,20 @@ class Pretraining:
         return parts
 
     def load(self, checkpoint: dict) -> None:
-        weight, rows = checkpoint["bank"]["weight"], self.bank.rows
+        self.load_bank(checkpoint, "--resume")
+        load_weights(self.encoder, checkpoint, self.config.arch, "--resume")
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+
+    def load_bank(self, checkpoint: dict, name: str) -> None:
+        weight, rows = checkpoint["bank"]["weight"], self.bank.rows  # (N, D)
         if len(weight) != self.bank.size:
             here = f"{self.config.dataset} has {self.bank.size} images here"
-            raise UserError(f"--resume: the run's bank has {len(weight)} rows, one an image, but {here}")
-        load_weights(self.encoder, checkpoint, self.config.arch, "--resume")
+            raise UserError(f"{name}: the run's bank has {len(weight)} rows, one an image, but {here}")
+        if weight.shape[1] != self.config.dim:
+            raise UserError(
+                f"{name}: the run's bank has rows of {weight.shape[1]} numbers, --dim {self.config.dim} here"
+            )
         self.bank.load_state_dict({"weight": weight[rows.start : rows.stop]})
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
 
 
 def build_encoder(config: Config) -> Encoder:
@@ -145,6 +152,23 @@ def build_encoder(config: Config) -> Encoder:
         return new_encoder(asdict(config))
     except (ValueError, RuntimeError) as error:
         raise UserError(f"--arch {config.arch} --size {config.size}: {error}") from error
+
+
+def start_from(run, checkpoint: dict, config: Config) -> None:
+    """Start a learner from another run's encoder, which may have seen views of another size, and from its bank to carry."""
+    name, before = f"--init-from {config.init_from}", checkpoint["config"]
+    if (before["size"] <= SMALL) != (config.size <= SMALL):
+        stems = f"views of up to {SMALL} px have a stem of their own"
+        raise UserError(f"{name}: trained at --size {before['size']}, it cannot go on at {config.size}: {stems}")
+    if config.bank_init == "carry":
+        name += " --bank-init carry"
+        for key in ("dataset", "subset", "holdout"):  # row i stands for image i
+            if before[key] != getattr(config, key):
+                raise UserError(f"{name}: its rows are other images, those of {flag(key)} {before[key]}")
+        if "bank" not in checkpoint:
+            raise UserError(f"{name}: a run of --method {before['method']} has no bank")
+        run.load_bank(checkpoint, name)
+    load_weights(run.encoder, checkpoint, config.arch, name)
 
 
 def load_weights(encoder: Encoder, checkpoint: dict, arch: str, name: str) -> None:

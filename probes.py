@@ -135,13 +135,28 @@ def draw_labels(labels: Tensor, share: float, draw: int) -> Tensor:
     return torch.cat([m[: max(1, round(share * len(m)))] for m in members])
 
 
+def mixup(views: Tensor, labels: Tensor, classes: int, alpha: float) -> tuple[Tensor, Tensor]:
+    """Mixed views share x + (1 - share) x_partner and their targets (B, classes), with the labels (B,) mixed alike.
+
+    One share, of Beta(alpha, alpha), for the batch (arXiv 1710.09412). Cross-entropy is linear in its target, so that of
+    the mixed target is the mixture of the two.
+    """
+    share = torch.distributions.Beta(alpha, alpha).sample().item()
+    partner = torch.randperm(len(views), device=views.device)
+    target = F.one_hot(labels, classes).to(views.dtype)  # (B, classes)
+    return share * views + (1 - share) * views[partner], share * target + (1 - share) * target[partner]
+
+
 def train_head(
-    encoder: Encoder, dataset: Dataset, size: int, device, epochs: int, finetune: bool, seed: int = 0
-) -> float:
+    encoder: Encoder, dataset: Dataset, size: int, device, epochs: int, finetune: bool, seed: int = 0,
+    alpha: float = 0.0, warmup: int = 0,
+) -> float:  # fmt: skip
     """Train a linear classifier on augmented views (random crop and flip); with finetune the backbone too.
 
     SGD with momentum 0.9 and a cosine: learning rate 0.1, no weight decay for the head alone (backbone frozen, in
-    evaluation mode); 0.03 and 5e-4 for fine-tuning. Returns the accuracy on the test images.
+    evaluation mode); 0.03 and 5e-4 for fine-tuning. alpha is mixup's (0: off). For `warmup` epochs before, of fine-tuning
+    alone, a ResNet's last stage and the classifier learn at 0.03 and the rest is frozen (S3L, arXiv 2103.13559).
+    Returns the accuracy on the test images.
     """
     torch.manual_seed(seed)
     encoder = copy.deepcopy(encoder).to(device)
@@ -158,17 +173,24 @@ def train_head(
     augment = Augment(size, jitter_p=0, gray_p=0)
     encoder.train(finetune)
     head.train()
-    name = "fine-tuning" if finetune else "linear, augmented"
-    with tqdm(total=epochs * per_epoch * batch, desc=name, unit=" images", unit_scale=True, leave=False) as bar:
-        for _ in range(epochs):
+    rest = [module for stage, module in encoder.backbone.named_children() if stage != "layer4"] if warmup else []
+    name, total = "fine-tuning" if finetune else "linear, augmented", (warmup + epochs) * per_epoch * batch
+    with tqdm(total=total, desc=name, unit=" images", unit_scale=True, leave=False) as bar:
+        for epoch in range(warmup + epochs):
+            for module in rest:  # in evaluation mode too: BatchNorm's statistics are part of what is frozen
+                module.requires_grad_(epoch >= warmup).train(epoch >= warmup)
             for pixels, index in dataset.labelled.batches(torch.randperm(count)[: per_epoch * batch], batch, device):
+                views, target = augment(pixels), labels[index]
+                if alpha:
+                    views, target = mixup(views, target, classes, alpha)
                 with torch.set_grad_enabled(finetune):
-                    features = encoder.features(augment(pixels))  # (B, F)
-                loss = F.cross_entropy(head(features), labels[index])
+                    features = encoder.features(views)  # (B, F)
+                loss = F.cross_entropy(head(features), target)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                schedule.step()
+                if epoch >= warmup:
+                    schedule.step()
                 bar.update(batch)
     head.eval()
     features = extract(encoder, dataset.test, size, device).to(device)

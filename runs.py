@@ -4,6 +4,7 @@ A checkpoint is written beside the old one and renamed into its place, so at eve
 loads with `torch.load(..., weights_only=True)`: plain numbers, strings and tensors.
 """
 
+import copy
 import json
 import math
 import os
@@ -35,8 +36,15 @@ def new_encoder(config: dict) -> Encoder:
     """The encoder of a run as it was built, before any step: the same seed gives the same weights."""
     torch.manual_seed(config["seed"])
     arch, size, width, dim, layers, hidden = (config[k] for k in ("arch", "size", "width", "dim", "layers", "hidden"))
-    ours = config.get("method", "ours") == "ours"
-    return Encoder(arch, size, width or None, dim, layers if ours else 0, hidden)  # the others bring heads of their own
+    layers = layers if config.get("method", "ours") == "ours" else 0  # the others bring heads of their own
+    return Encoder(arch, size, width or None, dim, layers, hidden, config.get("drop_last_stage", False))
+
+
+def restore_last_stage(encoder: Encoder, config: dict) -> Encoder:
+    """A copy of an encoder that was trained with --drop-last-stage, with that stage added as it is before any step."""
+    whole, encoder = new_encoder(config | {"drop_last_stage": False}), copy.deepcopy(encoder)
+    encoder.backbone.layer4, encoder.feature_dim = whole.backbone.layer4, whole.feature_dim
+    return encoder  # its projector, which no probe reads, fits the features before that stage
 
 
 @contextmanager

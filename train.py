@@ -31,7 +31,7 @@ from config import Config, parse
 from eval_linear import knn_monitor
 from images import Dataset, UserError
 from models import keep_freed_memory, pick_device
-from pretraining import Pretraining, load_weights
+from pretraining import Pretraining, start_from
 from runs import SignalCatcher, draw_progress, read_checkpoint, save_metrics, save_tensors, start_folder
 
 
@@ -89,7 +89,7 @@ def train(config: Config, resume: dict | None = None, dataset: Dataset | None = 
         run.load(resume)
         step, sums, seconds, history = resume["step"], resume["sums"], resume["seconds"], resume["history"]
     elif config.init_from:
-        load_weights(run.encoder, read_checkpoint(config.init_from), config.arch, f"--init-from {config.init_from}")
+        start_from(run, read_checkpoint(config.init_from), config)
     sums = sums.to(home)
 
     def save():

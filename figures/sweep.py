@@ -96,23 +96,24 @@ def images(**fields) -> Dataset:
     return load_dataset(Config(**fields))
 
 
-def run_one(
-    name: str, config: Config, threads: int, looks: int, controls: bool, keep: str, memory: bool, measure
-) -> dict:
+def run_one(name: str, config: Config, threads: int, looks: int, controls: bool, keep: str, memory: bool, measure):
     """Train and evaluate; returns the run's entry in the results.
 
     measure(checkpoint, dataset), if given, makes the final figures instead of `evaluate`: knn and linear among them.
+    A point's init_from names no place: it is JSON, the settings that the run to start from has instead of the point's (and
+    of its bank_init, the default's). That run is made first, with the same seed, for this one alone.
 
     Its folder lies in `keep` or, until the run is in the results, in runs/figures; a run that stopped goes on from there.
     """
     torch.set_num_threads(threads)
     known = hashlib.blake2s(identity(asdict(config), config.seed).encode(), digest_size=6).hexdigest()
     folder = Path(keep or ROOT / "runs" / "figures") / known
-    resume = read_checkpoint(str(folder)) if (folder / "last.pt").exists() else None
-    where = "dataset data_dir subset holdout size batch_size negatives cache_gb workers cache_dir".split()
-    dataset = images(**{field: getattr(config, field) for field in where})
-    train(replace(config, out=str(folder)), resume, dataset, Watch(looks))
-    checkpoint = read_checkpoint(str(folder))
+    begun = replace(config, out=str(folder))
+    if config.init_from:
+        begun.init_from = f"{folder}-before"
+        before = {"init_from": "", "bank_init": Config.bank_init, "out": begun.init_from} | json.loads(config.init_from)
+        trained(replace(config, **before), 0)
+    checkpoint, dataset = trained(begun, looks)
     precision = pick_precision(config.precision, pick_device(config.device))
     if measure:
         final = {"trained": measure(checkpoint, dataset)}
@@ -120,6 +121,7 @@ def run_one(
         final = evaluate(checkpoint, dataset, device=config.device, controls=controls, quiet=True)
     if not keep:
         shutil.rmtree(folder)
+        shutil.rmtree(f"{folder}-before", ignore_errors=True)
     return {
         "name": name, "method": config.method, "seed": config.seed, "config": asdict(replace(config, out="", data_dir="")),
         "data": fingerprint(config.dataset, config.data_dir),
@@ -127,6 +129,16 @@ def run_one(
         "epochs": checkpoint["history"], "final": final["trained"],
         "controls": {k: v for k, v in final.items() if k != "trained"},
     } | ({"step_mib": step_memory(config, dataset)} if memory else {})  # fmt: skip
+
+
+def trained(config: Config, looks: int) -> tuple[dict, Dataset]:
+    """The checkpoint of a run, made or gone on with in its folder, and its images."""
+    folder = config.folder()
+    resume = read_checkpoint(str(folder)) if (folder / "last.pt").exists() else None
+    where = "dataset data_dir subset holdout size batch_size negatives cache_gb workers cache_dir".split()
+    dataset = images(**{field: getattr(config, field) for field in where})
+    train(config, resume, dataset, Watch(looks))
+    return read_checkpoint(str(folder)), dataset
 
 
 def step_memory(config: Config, dataset: Dataset) -> int:
@@ -139,17 +151,9 @@ def step_memory(config: Config, dataset: Dataset) -> int:
 
 
 def sweep(
-    file: Path,
-    points: dict[str, Config],
-    seeds=(0, 1, 2),
-    jobs=2,
-    looks=0,
-    controls=False,
-    keep="",
-    needs=(),
-    memory=False,
-    measure=None,
-) -> list[dict]:
+    file: Path, points: dict[str, Config], seeds=(0, 1, 2), jobs=2, looks=0, controls=False, keep="", needs=(),
+    memory=False, measure=None,
+) -> list[dict]:  # fmt: skip
     """All runs of points x seeds, from the file or made now, `jobs` at a time; returned in the order of the points.
 
     A run that is there counts if its epochs or its final figures have those named by needs; so do those in the files

@@ -246,7 +246,9 @@ def overflowing(z, weight, index, tau, lam=0.0, t=1.0, chunk=8192):
 
 
 def kept_chunks(z, weight, index, tau, lam=0.0, t=1.0, chunk=8192):
-    return chunked(z, weight, index, tau, chunk, lambda parts: torch.stack([p.logsumexp(1) for p in parts]).logsumexp(0))
+    return chunked(
+        z, weight, index, tau, chunk, lambda parts: torch.stack([p.logsumexp(1) for p in parts]).logsumexp(0)
+    )
 
 
 def lam_forgotten(z, weight, index, tau, lam=0.0, t=1.0, chunk=8192):

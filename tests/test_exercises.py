@@ -20,7 +20,14 @@ from torch import nn
 import loss as ours
 
 N, D, B = 24, 8, 3
-WRITTEN_IN = {"MemoryBank": "1 and 3", "nce": 2, "nce_gradient": 2, "sqrt_kl": 5, "sqrt_kl_gradient": 5, "streaming_loss": 9}
+WRITTEN_IN = {
+    "MemoryBank": "1 and 3",
+    "nce": 2,
+    "nce_gradient": 2,
+    "sqrt_kl": 5,
+    "sqrt_kl_gradient": 5,
+    "streaming_loss": 9,
+}
 
 
 def nce_gradient(similarity, target, temperature):
@@ -362,7 +369,8 @@ def test_nce_is_minus_log_p_of_the_own_row(loss):
     own = s[torch.arange(5), TARGET]
     got, expected = nce(s, TARGET, 1.0), (s.logsumexp(1) - own).mean()
     require(
-        not equal(got, 5 * expected), "L_NCE is the mean over the batch, and yours the sum: its size depends on --batch-size."
+        not equal(got, 5 * expected),
+        "L_NCE is the mean over the batch, and yours the sum: its size depends on --batch-size.",
     )
     require(
         equal(got, expected),
@@ -401,13 +409,17 @@ def kl(p, q):
 def test_u_is_the_softmax_at_twice_the_temperature(loss):
     s, sqrt_kl = cosines(), need(loss, "sqrt_kl")
     p, u = s.softmax(1), (s / 2).softmax(1)
-    require(equal(p.sqrt() / p.sqrt().sum(1, keepdim=True), u), "sqrt of a softmax is a softmax at twice the temperature")
+    require(
+        equal(p.sqrt() / p.sqrt().sum(1, keepdim=True), u), "sqrt of a softmax is a softmax at twice the temperature"
+    )
     got = sqrt_kl(s, 1.0)
     require(
         not equal(got, kl(p, p.sqrt())),
         f"u is sqrt(P) DIVIDED BY ITS SUM: without the division KL is no distance between distributions, here {got:.3f}, below 0.",
     )
-    require(not equal(got, len(s) * kl(p, u)), "L_SqrtKL is the mean over the batch, and yours the sum over its images.")
+    require(
+        not equal(got, len(s) * kl(p, u)), "L_SqrtKL is the mean over the batch, and yours the sum over its images."
+    )
     require(
         equal(got, kl(p, u)),
         "L_SqrtKL = KL(P‖u) with u = softmax(s / 2T): the square root of a softmax is a softmax at TWICE the temperature, flatter than P. "

@@ -341,7 +341,7 @@ def assert_one_line(capsys, message):
         ({"dataset": "imagenet"}, "choose from shapes, shapes-textured, cifar10, cifar100, stl10, folder"),
         ({"arch": "resnet9"}, "choose from resnet10, resnet18, resnet34, resnet50, mobilenet_v2"),
         ({"bank_update": "momentum"}, "--bank-update: unknown 'momentum', choose from corrected, npid"),
-        ({"bank_init": "zero"}, "--bank-init: unknown 'zero', choose from forward, random"),
+        ({"bank_init": "zero"}, "--bank-init: unknown 'zero', choose from forward, random, carry"),
         ({"device": "tpu"}, "--device: device 'tpu' is not available"),
         ({"arch": "mobilenet_v2", "width": 8}, "--width is an option of"),
         ({"arch": "vit_tiny", "width": 0, "size": 17}, "--arch vit_tiny --size 17"),

@@ -1,0 +1,181 @@
+"""S3L (arXiv 2103.13559) on our method: pretraining on small images, with a small network, on few images. What it saves, and costs.
+
+    python figures/s3l.py --scale demo                              the embedded shapes, a few minutes
+    python figures/s3l.py --data-dir my_cifar10                     three quarters of an hour on one core
+    python figures/s3l.py --scale paper                             CIFAR-10, ResNet-18, one GPU
+
+The labelled target set is half of the images. Pretraining sees all of them, or, for small data, the target set alone. Small
+resolution is half the side, small architecture a ResNet without its last stage; small -> full adds a second, shorter stage
+at the full side, its bank carried over or started anew by a forward pass. Then every network is fine-tuned on the target
+set at the full arm's evaluation side with mixup, the missing stage added and trained alone before. The linear probe and
+kNN read the frozen features at the side that fits the pretraining. From scratch: the fine-tuning alone.
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict, replace
+
+import plots
+import torch
+from field import at_scale, lasting
+from sweep import Config, figure, identity, spread
+from torch.utils.flop_counter import FlopCounterMode
+
+from eval_linear import eval_side, evaluate
+from images import Dataset
+from models import Encoder, pick_device, pick_precision
+from probes import train_head
+from runs import new_encoder, read_checkpoint, restore_last_stage
+
+# side of the full views, images, epochs of pretraining, of the second stage, of fine-tuning, and of the missing stage alone
+SCALES = {
+    "demo": (16, 1000, 4, 1, 20, 5),
+    "cpu": (32, 5000, 12, 3, 20, 10),
+    "paper": (32, 50_000, 200, 50, 120, 10),  # 120 and 10 are S3L's
+}
+FULL, SCRATCH = "full", "from scratch"
+COSTS = {"seconds": "seconds", "tflop": "TFLOP"}
+
+
+def points(base: Config, scale: str = "cpu") -> dict[str, Config]:
+    size, count, epochs, second, _, _ = SCALES[scale]
+    full = lasting(replace(at_scale(base, scale), size=size, subset=count), epochs)
+    first = {"size": size // 2, "epochs": epochs, "warmup": full.warmup}
+    two = replace(lasting(full, second), init_from=json.dumps(first))
+    return {
+        FULL: full,
+        "small resolution": replace(full, size=size // 2),
+        "small -> full, bank carried": replace(two, bank_init="carry"),
+        "small -> full, bank anew": two,
+        "small architecture": replace(full, drop_last_stage=True),
+        "small data": replace(full, subset=count // 2),
+        "all three": replace(full, size=size // 2, drop_last_stage=True, subset=count // 2),
+    }
+
+
+class Measure:
+    """Accuracies and costs of a run, for `sweep.run_one`: of its pretraining (seconds, tflop) and of its fine-tuning.
+
+    Seconds are those of the processor, whatever else it did; those of fine-tuning include a look at the test images. TFLOP
+    are counted (`forward_flop`), twice as many for a backward as for a forward pass; bank and augmentation are left out.
+    """
+
+    def __init__(self, base: Config, scale: str):
+        self.full = points(base, scale)[FULL]
+        *_, self.epochs, self.warmup = SCALES[scale]
+
+    def __call__(self, checkpoint: dict, dataset: Dataset) -> dict:
+        config = checkpoint["config"]
+        target = torch.arange(self.full.subset // 2)  # the first of them, as in a smaller --subset
+        dataset = replace(dataset, labelled=dataset.labelled.take(target))
+        figures = evaluate(checkpoint, dataset, 0, config["device"], controls=False, quiet=True)["trained"]
+        stages = [checkpoint] + ([read_checkpoint(config["init_from"])] if config["init_from"] else [])
+        figures["seconds"] = sum(stage["history"][-1]["seconds"] for stage in stages)
+        figures["tflop"] = sum(pretraining_flop(stage["config"]) for stage in stages) / 1e12
+        encoder = new_encoder(config)
+        untrained = new_encoder(config)
+        encoder.load_state_dict(checkpoint["encoder"])
+        figures |= self.finetuned(encoder, config, dataset)
+        if identity(config, 0) == identity(asdict(self.full), 0):
+            figures |= {f"{SCRATCH} {key}": value for key, value in self.finetuned(untrained, config, dataset).items()}
+        return figures
+
+    def finetuned(self, encoder: Encoder, config: dict, dataset: Dataset) -> dict:
+        device, side = pick_device(config["device"]), eval_side(asdict(self.full), dataset.test)
+        views, warmup = len(dataset.labelled) // 128 * 128 or len(dataset.labelled), 0  # an epoch
+        before, started = forward_flop(encoder.features, side), time.perf_counter()
+        if config["drop_last_stage"]:
+            encoder, warmup = restore_last_stage(encoder, config), self.warmup
+        encoder.precision = pick_precision(config["precision"], device)
+        accuracy = train_head(
+            encoder, dataset.to(device), side, device, self.epochs, True, config["seed"], alpha=1.0, warmup=warmup
+        )
+        seconds = time.perf_counter() - started
+        flop = forward_flop(encoder.features, side)
+        flop = views * (
+            self.epochs * 3 * flop + warmup * (flop + 2 * (flop - before))
+        )  # no gradient where it is frozen
+        return {"finetune": accuracy, "finetune_seconds": round(seconds, 1), "finetune_tflop": flop / 1e12}
+
+
+def forward_flop(network, size: int) -> int:
+    """Floating-point operations of a network's forward pass for one view of that side."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, size, size))
+    return counter.get_total_flops()
+
+
+def pretraining_flop(config: dict) -> int:
+    """Of a run: forward and backward passes of its steps, and the forward passes that the bank starts from."""
+    views = config["epochs"] * (config["subset"] // config["batch_size"] * config["batch_size"])
+    first = config["subset"] * (config["bank_init"] == "forward")
+    return forward_flop(new_encoder(config).eval(), config["size"]) * (3 * views + first)
+
+
+def with_scratch(runs: list[dict]) -> list[dict]:
+    """The runs and, from the figures that stand beside the full arm's, those without pretraining."""
+    scratch = []
+    for run in runs:
+        figures = {key.removeprefix(SCRATCH + " "): value for key, value in run["final"].items() if SCRATCH in key}
+        if run["name"] == FULL:
+            scratch.append(run | {"name": SCRATCH, "final": {"seconds": 0.0, "tflop": 0.0} | figures})
+    return runs + scratch
+
+
+def mean(runs: list[dict], name: str, *keys: str) -> float:
+    """Of a point: the mean over the seeds of the sum of these figures."""
+    mine = [sum(run["final"][key] for key in keys) for run in runs if run["name"] == name]
+    return sum(mine) / len(mine)
+
+
+def draw(runs: list[dict], path) -> None:
+    """Accuracy against cost: fine-tuned against both costs together, the linear probe against that of pretraining."""
+    runs, first = with_scratch(runs), runs
+    figure, axes = plots.plt.subplots(2, 2, figsize=(11, 8), constrained_layout=True, sharey="row")
+    colours = (plots.BLUE, plots.ORANGE, plots.GREEN, "#56b4e9", "#cc79a7", "#e69f00", "black", plots.GREY)
+    for i, name in enumerate(dict.fromkeys(run["name"] for run in runs)):
+        style = dict(color=colours[i], marker="os^v<>DX"[i], markersize=8, capsize=3, linestyle="none", label=name)
+        for column, key in enumerate(COSTS):
+            for row, (figure_of, costs) in enumerate({"finetune": (key, f"finetune_{key}"), "linear": (key,)}.items()):
+                if name == SCRATCH and figure_of == "linear":
+                    continue  # it has no frozen features worth a probe
+                values, x = plots.percent(runs, name, figure_of), mean(runs, name, *costs)
+                axes[row, column].errorbar(x, values.mean().item(), plots.deviation(values), **style)
+                axes[row, column].plot([x] * len(values), values, ".", color=colours[i], alpha=0.4, markersize=4)
+    for column, unit in enumerate(COSTS.values()):
+        axes[0, column].set(xlabel=f"pretraining and fine-tuning, {unit}", xlim=(0, None))
+        axes[1, column].set(xlabel=f"pretraining, {unit}", xlim=(0, None))
+    axes[0, 0].set_ylabel("fine-tuned with mixup, top-1 %")
+    axes[1, 0].set_ylabel("linear probe, top-1 %")
+    axes[0, 1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    plots.finish(figure, title(runs), first, path)
+
+
+def title(runs: list[dict]) -> str:
+    """Every arm's fine-tuned accuracy less the full one's, beside its share of the full pretraining's arithmetic."""
+    words = []
+    for name in dict.fromkeys(run["name"] for run in runs if run["name"] != FULL):
+        gain, error = plots.change(runs, name, FULL, "finetune")
+        share = 100 * mean(runs, name, "tflop") / mean(runs, FULL, "tflop")
+        words.append(f"{name} {gain:+.1f} ± {error:.1f} ({share:.0f} %)")
+    lines = ["; ".join(words[i : i + 2]) for i in range(0, len(words), 2)]
+    return "Fine-tuned, less full (share of the full pretraining's arithmetic):\n" + "\n".join(lines)
+
+
+def table(runs: list[dict]) -> str:
+    """Markdown: a line an arm; mean ± standard deviation over the seeds, in percent."""
+    heads = [f"{stage}, {unit}" for stage in ("pretraining", "fine-tuning") for unit in ("s", "TFLOP")]
+    heads = ["arm", *heads, "linear", "kNN (k = 200)", "fine-tuned", "seeds"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    runs = with_scratch(runs)
+    for name in dict.fromkeys(run["name"] for run in runs):
+        cells = [f"{mean(runs, name, stage + key):.3g}" for stage in ("", "finetune_") for key in COSTS]
+        cells += ["-" if name == SCRATCH else spread(runs, name, key) for key in ("linear", "knn")]
+        cells += [spread(runs, name, "finetune"), str(sum(run["name"] == name for run in runs))]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(figure("s3l", __doc__, points, draw, show=table, measure=Measure, needs=("finetune_tflop",)))
