@@ -155,7 +155,7 @@ class RandomNotUnit(Plain):
 class ForwardByOrder(Plain):
     def init_forward(self, encoder, batches):
         batches, start = list(batches), 0
-        for views, index in batches:
+        for _views, index in batches:
             index.copy_(torch.arange(start, start := start + len(index)))
         super().init_forward(encoder, batches)
 
