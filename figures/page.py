@@ -188,7 +188,7 @@ def one_step(run: Pretraining, dataset: Dataset) -> dict:
     view = similarity.argmax(0)  # (N,) the view that a row is most like,
     view[index] = torch.arange(len(index), device=run.device)  # or that of its own image
     cosine = (before * z[view]).sum(1)  # (N,)
-    shown, rows = [], [["rule", "rows", "how many", "median move", "towards the view"]]
+    shown, rows = [], [["rule and rows", "how many", "median move", "towards the view"]]
     for rule in RULES:
         bank = MemoryBank(*before.shape, m, rule, tau).to(run.device)
         bank.weight.copy_(before)
@@ -206,9 +206,9 @@ def one_step(run: Pretraining, dataset: Dataset) -> dict:
             if part.any():
                 towards = nearer[part & (moved > 0)].float()
                 share = f"{towards.mean():.0%} of {len(towards)}" if len(towards) else "none moved"
-                rows.append([name, words, str(int(part.sum())), f"{moved[part].median():.3g}°", share])
+                rows.append([f"{name}, {words}", str(int(part.sum())), f"{moved[part].median():.3g}°", share])
         axis.legend(loc="lower right", markerscale=2.5)
-        words = f"{name} rule: " + ", ".join(f"{row[1]} {row[3]}" for row in rows if row[0] == name) + " (medians)."
+        words = "Median moves. " + "; ".join(f"{row[0]}: {row[2]}" for row in rows if row[0].startswith(name)) + "."
         shown.append(picture(figure, "How far every row of the bank moved, against its cosine with a view.", words))
     return {"batch": len(index), "m": f"{m:g}", "tau": f"{tau:g}", "pictures": "".join(shown), "table": table(rows)}
 

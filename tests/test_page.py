@@ -154,14 +154,13 @@ def test_one_step_is_that_of_the_two_rules(tiny, monkeypatch):
         moved = torch.nn.functional.normalize(0.6 * w + 0.4 * pull.T @ z, dim=1)
         angle = (w * moved).sum(1).clamp(-1, 1).arccos().rad2deg()
         expected[rule] = {"own rows": angle[own].median().item(), "other rows": angle[~own].median().item()}
-    assert [(row[0], row[1], row[2]) for row in cells] == [
-        (rule, rows, count) for rule in expected for rows, count in (("other rows", "80"), ("own rows", "16"))
-    ]
-    for rule, rows, _, moved, towards in cells:
+    order = [(rule, rows, count) for rule in expected for rows, count in (("other rows", "80"), ("own rows", "16"))]
+    for (rule, rows, count), (name, many, moved, towards) in zip(order, cells, strict=True):
+        assert (name, many) == (f"{rule}, {rows}", count)
         assert float(moved.rstrip("°")) == pytest.approx(expected[rule][rows], rel=5e-3, abs=1e-5)
         if rows == "own rows":
             assert towards == "100% of 16"
-    assert cells[2][3:] == ["0°", "none moved"] and int(cells[0][4].split("%")[0]) < 20 and "of 80" in cells[0][4]
+    assert cells[2][2:] == ["0°", "none moved"] and int(cells[0][3].split("%")[0]) < 20 and "of 80" in cells[0][3]
 
 
 def test_a_run_without_labels_has_a_page_without_what_needs_them(pictures, tiny, tmp_path):
