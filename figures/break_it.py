@@ -1,0 +1,102 @@
+"""Six runs of the method, one right and five with one planted fault each: which is which? (EXERCISES.md, exercise 11)
+
+    python figures/break_it.py              trains them on the embedded shapes, a few minutes, and draws runs/break_it.png
+    python figures/break_it.py --reveal     names them, and does not train again
+
+The faults are those of tests/faults.py; the letters are dealt anew for every --seed.
+"""
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import plots
+from sweep import ROOT, SCALES, Config, Watch, train
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+import faults
+
+import pretraining
+from images import UserError
+from runs import read_checkpoint, replacing, save_text
+from train import load_dataset
+
+KINDS = {
+    "nothing is wrong": faults.Plain,
+    "rows are not normalised": faults.NotNormalised,
+    "P is dropped": faults.NoP,
+    "the sign of P is flipped": faults.PullsAll,
+    "the bank moves before the similarities are read": faults.BankFirst,
+    "own rows among the negatives": faults.OwnAmongNegatives,
+}
+CURVES = {"nce": "L_NCE, nats", "knn": "kNN, share of the test images", "rank": "effective axes of the bank"}
+
+
+def histories(config: Config) -> dict[str, list[dict]]:
+    """A short run with each bank: its figures after every epoch, by what is wrong with it. Training sees no other change."""
+    dataset, found, right = load_dataset(config), {}, pretraining.MemoryBank
+    try:
+        for words, kind in KINDS.items():
+            pretraining.MemoryBank = kind
+            with tempfile.TemporaryDirectory() as folder:
+                train(replace(config, out=folder), None, dataset, Watch(1))
+                found[words] = read_checkpoint(folder)["history"]
+    finally:
+        pretraining.MemoryBank = right
+    return found
+
+
+def draw(found: dict[str, list[dict]], seed: int, reveal: bool, path) -> None:
+    order = random.Random(seed).sample(list(found), len(found))
+    figure, axes = plots.plt.subplots(1, len(CURVES), figsize=(12, 4), constrained_layout=True)
+    for axis, (key, words) in zip(axes, CURVES.items()):
+        for i, name in enumerate(order):
+            label = f"{'ABCDEF'[i]}: {name}" if reveal else "ABCDEF"[i]
+            rows = [row for row in found[name] if key in row]
+            colour = plots.plt.get_cmap("viridis")(i / len(order))
+            axis.plot(
+                [row["epoch"] for row in rows],
+                [row[key] for row in rows],
+                marker="osD^vP"[i],
+                color=colour,
+                label=label,
+            )
+        axis.set(xlabel="epoch", ylabel=words)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3 if reveal else 6)
+    figure.suptitle("One of these runs is right. What is wrong with the others?")
+    figure.savefig(path, format="png")
+    plots.plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--reveal", action="store_true", help="name the faults in the picture")
+    parser.add_argument("--epochs", type=int, default=8, help="[8]")
+    parser.add_argument("--seed", type=int, default=0, help="[0]")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="for break_it.json and .png [runs]"
+    )
+    args = parser.parse_args(argv)
+    base = Config(**(SCALES["demo"] | {"epochs": args.epochs, "seed": args.seed, "negatives": 500, "knn_every": 0}))
+    try:
+        base.check()
+        args.out.mkdir(parents=True, exist_ok=True)
+        kept = args.out / f"break_it-{args.epochs}-{args.seed}.json"
+        if not kept.exists():
+            save_text(json.dumps(histories(base)), kept, "--out")
+        with replacing(args.out / "break_it.png", "the picture") as part:
+            draw(json.loads(kept.read_text()), args.seed, args.reveal, part)
+    except UserError as error:
+        print(f"break_it.py: {error}", file=sys.stderr)
+        return 2
+    print(args.out / "break_it.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
