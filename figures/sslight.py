@@ -93,7 +93,7 @@ def kinds(runs: list[dict]) -> dict[str, list[str]]:
 
 def draw(runs: list[dict], path) -> None:
     found = kinds(runs)
-    size = (1.5 + 3.4 * len(found), 9)
+    size = (2.5 + 3.2 * len(found), 8.5)
     picture, axes = plots.plt.subplots(
         3, len(found), figsize=size, constrained_layout=True, squeeze=False, sharex="col"
     )
@@ -113,7 +113,7 @@ def draw(runs: list[dict], path) -> None:
         row[0].set_ylabel(f"{words}, top-1 %")
     for axis, arch in zip(axes[0], found):
         axis.set_title(arch)
-    picture.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(SAMPLINGS))
+    picture.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
     plots.finish(picture, title(runs), runs, path)
 
 
