@@ -8,10 +8,13 @@ The labelled target set is half of the images. Pretraining sees all of them, or,
 resolution is half the side, small architecture a ResNet without its last stage; small -> full adds a second, shorter stage
 at the full side, its bank carried over or started anew by a forward pass. Then every network is fine-tuned on the target
 set at the full arm's evaluation side with mixup, the missing stage added and trained alone before. The linear probe and
-kNN read the frozen features at the side that fits the pretraining. From scratch: the fine-tuning alone.
+kNN read the frozen features at the side that fits the pretraining. Two controls: the fine-tuning alone, from scratch, and
+the full network fine-tuned as the small one is, with a new last stage, which costs further epochs on the labels.
 """
 
+import copy
 import json
+import statistics
 import sys
 import time
 from dataclasses import asdict, replace
@@ -34,7 +37,7 @@ SCALES = {
     "cpu": (32, 5000, 12, 3, 20, 10),
     "paper": (32, 50_000, 200, 50, 120, 10),  # 120 and 10 are S3L's
 }
-FULL, SCRATCH = "full", "from scratch"
+FULL, SCRATCH, ANEW = "full", "from scratch", "full, last stage anew"
 COSTS = {"seconds": "seconds", "tflop": "TFLOP"}
 
 
@@ -74,28 +77,30 @@ class Measure:
         figures["seconds"] = sum(stage["history"][-1]["seconds"] for stage in stages)
         figures["tflop"] = sum(pretraining_flop(stage["config"]) for stage in stages) / 1e12
         encoder = new_encoder(config)
-        untrained = new_encoder(config)
+        untrained = copy.deepcopy(encoder)
         encoder.load_state_dict(checkpoint["encoder"])
-        figures |= self.finetuned(encoder, config, dataset)
+        figures |= self.finetuned(encoder, config, dataset, config["drop_last_stage"])
         if identity(config, 0) == identity(asdict(self.full), 0):
-            figures |= {f"{SCRATCH} {key}": value for key, value in self.finetuned(untrained, config, dataset).items()}
+            for name, start, anew in ((SCRATCH, untrained, False), (ANEW, encoder, True)):
+                found = self.finetuned(start, config, dataset, anew)
+                figures |= {f"{name}: {key}": value for key, value in found.items()}
         return figures
 
-    def finetuned(self, encoder: Encoder, config: dict, dataset: Dataset) -> dict:
+    def finetuned(self, encoder: Encoder, config: dict, dataset: Dataset, anew: bool) -> dict:
+        """Accuracy and costs of fine-tuning; anew: with a last stage that is new and trained alone before."""
         device, side = pick_device(config["device"]), eval_side(asdict(self.full), dataset.test)
-        views, warmup = len(dataset.labelled) // 128 * 128 or len(dataset.labelled), 0  # an epoch
-        before, started = forward_flop(encoder.features, side), time.perf_counter()
-        if config["drop_last_stage"]:
-            encoder, warmup = restore_last_stage(encoder, config), self.warmup
+        warmup, started = self.warmup * anew, time.perf_counter()
+        if anew:
+            encoder = restore_last_stage(encoder, config)
         encoder.precision = pick_precision(config["precision"], device)
         accuracy = train_head(
             encoder, dataset.to(device), side, device, self.epochs, True, config["seed"], alpha=1.0, warmup=warmup
         )
         seconds = time.perf_counter() - started
-        flop = forward_flop(encoder.features, side)
-        flop = views * (
-            self.epochs * 3 * flop + warmup * (flop + 2 * (flop - before))
-        )  # no gradient where it is frozen
+        views = len(dataset.labelled) // 128 * 128 or len(dataset.labelled)  # an epoch
+        parts = (new_encoder(config | {"drop_last_stage": part}) for part in (False, True))
+        whole, frozen = (forward_flop(part.features, side) for part in parts)
+        flop = views * (self.epochs * 3 * whole + warmup * (3 * whole - 2 * frozen))  # no gradient where it is frozen
         return {"finetune": accuracy, "finetune_seconds": round(seconds, 1), "finetune_tflop": flop / 1e12}
 
 
@@ -113,34 +118,37 @@ def pretraining_flop(config: dict) -> int:
     return forward_flop(new_encoder(config).eval(), config["size"]) * (3 * views + first)
 
 
-def with_scratch(runs: list[dict]) -> list[dict]:
-    """The runs and, from the figures that stand beside the full arm's, those without pretraining."""
-    scratch = []
-    for run in runs:
-        figures = {key.removeprefix(SCRATCH + " "): value for key, value in run["final"].items() if SCRATCH in key}
-        if run["name"] == FULL:
-            scratch.append(run | {"name": SCRATCH, "final": {"seconds": 0.0, "tflop": 0.0} | figures})
-    return runs + scratch
+def with_controls(runs: list[dict]) -> list[dict]:
+    """The runs and, as runs of their own, the fine-tunings that stand beside the full arm's."""
+    controls = []
+    for name in (SCRATCH, ANEW):
+        for run in runs:
+            figures = {
+                key.removeprefix(f"{name}: "): v for key, v in run["final"].items() if key.startswith(f"{name}: ")
+            }
+            if figures:
+                pretraining = {key: 0.0 if name == SCRATCH else run["final"][key] for key in COSTS}
+                controls.append(run | {"name": name, "final": pretraining | figures})
+    return runs + controls
 
 
-def mean(runs: list[dict], name: str, *keys: str) -> float:
-    """Of a point: the mean over the seeds of the sum of these figures."""
-    mine = [sum(run["final"][key] for key in keys) for run in runs if run["name"] == name]
-    return sum(mine) / len(mine)
+def cost(runs: list[dict], name: str, *keys: str) -> float:
+    """Of a point: the sum of these figures, the median over the seeds, since a busy machine makes some runs last longer."""
+    return statistics.median(sum(run["final"][key] for key in keys) for run in runs if run["name"] == name)
 
 
 def draw(runs: list[dict], path) -> None:
     """Accuracy against cost: fine-tuned against both costs together, the linear probe against that of pretraining."""
-    runs, first = with_scratch(runs), runs
+    runs, first = with_controls(runs), runs
     figure, axes = plots.plt.subplots(2, 2, figsize=(11, 8), constrained_layout=True, sharey="row")
-    colours = (plots.BLUE, plots.ORANGE, plots.GREEN, "#56b4e9", "#cc79a7", "#e69f00", "black", plots.GREY)
+    colours = (plots.BLUE, plots.ORANGE, plots.GREEN, "#56b4e9", "#cc79a7", "#e69f00", "black", plots.GREY, "#f0e442")
     for i, name in enumerate(dict.fromkeys(run["name"] for run in runs)):
-        style = dict(color=colours[i], marker="os^v<>DX"[i], markersize=8, capsize=3, linestyle="none", label=name)
+        style = dict(color=colours[i], marker="os^v<>DXP"[i], markersize=8, capsize=3, linestyle="none", label=name)
         for column, key in enumerate(COSTS):
             for row, (figure_of, costs) in enumerate({"finetune": (key, f"finetune_{key}"), "linear": (key,)}.items()):
-                if name == SCRATCH and figure_of == "linear":
-                    continue  # it has no frozen features worth a probe
-                values, x = plots.percent(runs, name, figure_of), mean(runs, name, *costs)
+                if figure_of == "linear" and name in (SCRATCH, ANEW):
+                    continue  # without frozen features of their own
+                values, x = plots.percent(runs, name, figure_of), cost(runs, name, *costs)
                 axes[row, column].errorbar(x, values.mean().item(), plots.deviation(values), **style)
                 axes[row, column].plot([x] * len(values), values, ".", color=colours[i], alpha=0.4, markersize=4)
     for column, unit in enumerate(COSTS.values()):
@@ -157,21 +165,21 @@ def title(runs: list[dict]) -> str:
     words = []
     for name in dict.fromkeys(run["name"] for run in runs if run["name"] != FULL):
         gain, error = plots.change(runs, name, FULL, "finetune")
-        share = 100 * mean(runs, name, "tflop") / mean(runs, FULL, "tflop")
+        share = 100 * cost(runs, name, "tflop") / cost(runs, FULL, "tflop")
         words.append(f"{name} {gain:+.1f} ± {error:.1f} ({share:.0f} %)")
     lines = ["; ".join(words[i : i + 2]) for i in range(0, len(words), 2)]
     return "Fine-tuned, less full (share of the full pretraining's arithmetic):\n" + "\n".join(lines)
 
 
 def table(runs: list[dict]) -> str:
-    """Markdown: a line an arm; mean ± standard deviation over the seeds, in percent."""
+    """Markdown: a line an arm; costs as medians, accuracies as mean ± standard deviation over the seeds, in percent."""
     heads = [f"{stage}, {unit}" for stage in ("pretraining", "fine-tuning") for unit in ("s", "TFLOP")]
     heads = ["arm", *heads, "linear", "kNN (k = 200)", "fine-tuned", "seeds"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    runs = with_scratch(runs)
+    runs = with_controls(runs)
     for name in dict.fromkeys(run["name"] for run in runs):
-        cells = [f"{mean(runs, name, stage + key):.3g}" for stage in ("", "finetune_") for key in COSTS]
-        cells += ["-" if name == SCRATCH else spread(runs, name, key) for key in ("linear", "knn")]
+        cells = [f"{cost(runs, name, stage + key):.3g}" for stage in ("", "finetune_") for key in COSTS]
+        cells += ["-" if name in (SCRATCH, ANEW) else spread(runs, name, key) for key in ("linear", "knn")]
         cells += [spread(runs, name, "finetune"), str(sum(run["name"] == name for run in runs))]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
