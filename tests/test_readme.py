@@ -50,3 +50,9 @@ def test_every_file_and_target_named_exists():
         assert (ROOT / path).exists(), path
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"`?make ([a-z]+)", TEXT)) <= targets
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_every_figure_of_the_paper_has_its_script_in_the_map(number):
+    row = next(line for line in TEXT.splitlines() if line.startswith(f"| Figure {number}, "))
+    assert re.search(rf"`figures/fig{number}_\w+\.py`", row)
