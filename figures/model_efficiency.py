@@ -11,12 +11,11 @@ import sys
 from dataclasses import replace
 
 import plots
-import torch
 from field import BEST, NAMES, at_scale, contestant, lasting
+from sslight import multiply_adds
 from sweep import Config, figure, spread
-from torch.utils.flop_counter import FlopCounterMode
 
-from models import Encoder
+from models import build_backbone
 
 ARCHITECTURES = ("resnet10", "mobilenet_v3_small", "mobilenet_v2", "efficientnet_b0", "vit_tiny", "resnet18")
 
@@ -34,11 +33,9 @@ def points(base: Config, scale: str = "cpu") -> dict[str, Config]:
 
 def cost(config: dict) -> tuple[float, float]:
     """Millions of parameters of the backbone, and millions of multiply-adds for one training view."""
-    size = config["size"]
-    backbone = Encoder(config["arch"], size, config["width"] or None, layers=0).backbone.eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        backbone(torch.zeros(1, 3, size, size))
-    return sum(p.numel() for p in backbone.parameters()) / 1e6, counter.get_total_flops() / 2e6
+    arch, size, width = config["arch"], config["size"], config["width"]
+    parameters = sum(p.numel() for p in build_backbone(arch, size, width or None).parameters())
+    return parameters / 1e6, multiply_adds(arch, size, width, size) / 1e6
 
 
 def draw(runs: list[dict], path) -> None:
