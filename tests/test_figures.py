@@ -246,7 +246,11 @@ def test_an_interrupted_sweep_goes_on_at_the_last_epoch(pictures, tmp_path):
     def epochs():
         return [len(file.read_text().splitlines()) for file in (tmp_path / "kept").glob("*/metrics.jsonl")]
 
-    with subprocess.Popen(command, cwd=sweeper.ROOT, stderr=subprocess.PIPE, text=True) as process:
+    def heed():  # Ctrl-C, which a suite that runs in a shell's background inherits as ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    piped = dict(cwd=sweeper.ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+    with subprocess.Popen(command, **piped) as process:
         while not any(count > 3 for count in epochs()) and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
