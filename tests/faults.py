@@ -323,6 +323,9 @@ FAULTS = {
     "NCE by hand: 1 / tau forgotten": Fault(
         "nce_gradient", lambda s, y, tau: right.nce_gradient(s, y, tau) * tau, "test_the_gradient_of_nce_by_hand", "1 / tau"
     ),
+    "NCE by hand: 1 / B and 1 / tau forgotten": Fault(
+        "nce_gradient", lambda s, y, tau: right.nce_gradient(s, y, tau) * tau * len(s), "test_the_gradient_of_nce_by_hand", "1 / B"
+    ),
     "SqrtKL: u not normalised": Fault(
         "sqrt_kl", u_not_normalised, "test_u_is_the_softmax_at_twice_the_temperature", "DIVIDED BY ITS SUM"
     ),
@@ -346,6 +349,9 @@ FAULTS = {
     ),
     "SqrtKL by hand: 1/2 forgotten": Fault(
         "sqrt_kl_gradient", lambda s, t: 2 * right.sqrt_kl_gradient(s, t), "test_the_gradient_of_sqrt_kl_by_hand", "1/2"
+    ),
+    "SqrtKL by hand: 1 / B and 1 / T forgotten": Fault(
+        "sqrt_kl_gradient", lambda s, t: len(s) * t * right.sqrt_kl_gradient(s, t), "test_the_gradient_of_sqrt_kl_by_hand", "1 / T"
     ),
     "streaming: a softmax a chunk": Fault(
         "streaming_loss", each_chunk_alone, "test_streaming_nce_has_the_same_value", "ONE normaliser"
