@@ -251,6 +251,14 @@ def kept_chunks(z, weight, index, tau, lam=0.0, t=1.0, chunk=8192):
     )
 
 
+def u_moves(z, weight, index, tau, lam=0.0, t=1.0, chunk=8192):
+    return ours.streaming_loss(z, weight, index, tau) + lam * ours.sqrt_kl(z @ weight.T, t, detach=False)
+
+
+def pull_of_sqrt_kl_dropped(z, weight, index, tau, lam=0.0, t=1.0, chunk=8192):
+    return ours.streaming_loss(z, weight, index, tau) + lam * ours.sqrt_kl((z @ weight.T).detach(), t)
+
+
 def lam_forgotten(z, weight, index, tau, lam=0.0, t=1.0, chunk=8192):
     return ours.streaming_loss(z, weight, index, tau, 0.0, t, chunk)
 
@@ -365,6 +373,10 @@ FAULTS = {
     "streaming: overflow": Fault("streaming_loss", overflowing, "test_streaming_does_not_overflow", "largest logit"),
     "streaming: SqrtKL forgotten": Fault(
         "streaming_loss", lam_forgotten, "test_streaming_has_sqrt_kl_too", "lam > 0"
+    ),
+    "streaming: u moves": Fault("streaming_loss", u_moves, "test_streaming_has_sqrt_kl_too", "held constant"),
+    "streaming: SqrtKL without gradient": Fault(
+        "streaming_loss", pull_of_sqrt_kl_dropped, "test_streaming_has_sqrt_kl_too", "half a covariance"
     ),
     "streaming: autograd keeps the chunks": Fault(
         "streaming_loss", kept_chunks, "test_streaming_keeps_no_matrix_for_the_backward_pass", "autograd keeps"

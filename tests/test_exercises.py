@@ -361,7 +361,7 @@ def cosines():
 
 
 def gradient(value, x):
-    return torch.autograd.grad(value, x)[0]
+    return torch.autograd.grad(value, x, retain_graph=True)[0]
 
 
 def test_nce_is_minus_log_p_of_the_own_row(loss):
@@ -531,9 +531,18 @@ def test_streaming_has_sqrt_kl_too(loss):
     for tau, lam, t in ((0.1, 20.0, 1.0), (0.2, 3.0, 0.2)):
         expected, got = (f(z, weight, index, tau, lam, t) for f in (plain, streaming_loss))
         require(
-            equal(got, expected) and equal(gradient(got, z), gradient(expected, z)),
+            equal(got, expected),
             "SqrtKL streams: KL(P‖u) = E_P[a] / 2 - logsumexp(a) + logsumexp(a / 2), three sums that grow chunk by chunk, with a = s / T. Your "
-            "value or gradient with lam > 0 is not nce + lam * sqrt_kl.",
+            "value with lam > 0 is not nce + lam * sqrt_kl.",
+        )
+        moves = plain(z, weight, index, tau, 0.0, t) + lam * ours.sqrt_kl(z @ weight.T, t, detach=False)
+        require(
+            not equal(gradient(got, z), gradient(moves, z)),
+            "u is held constant when it streams, too: autograd through logsumexp(a / 2) lets it move, with the right value and another gradient.",
+        )
+        require(
+            equal(gradient(got, z), gradient(expected, z)),
+            "the gradient of SqrtKL streams: (E_P[a w] - E_P[a] E_P[w]) / (2 T B), half a covariance. Yours, with lam > 0, is another.",
         )
 
 
