@@ -1,9 +1,9 @@
 """The embedded dataset: ten shapes drawn by numpy from a seed. No files, a few seconds, labels known exactly.
 
 Every image shows one to four copies of one shape. The class is the shape; colours, sizes, positions, rotations and the
-number of copies are nuisances drawn independently of it, so raw pixels say next to nothing about the class. What two
-crops of an image are sure to share, and most other images have not, is the shape: to tell images apart the network has
-to look at what the class is made of. Backgrounds are plain and colours few on purpose. With `textured=True` every
+number of copies are nuisances drawn independently of it, so a linear look at raw pixels says next to nothing about the
+class. What two crops of an image are sure to share, and most other images have not, is the shape: to tell images apart
+the network has to look at what the class is made of. Backgrounds are plain and colours few on purpose. With `textured=True` every
 image gets a texture of its own, a shortcut by which it is known without a look at the shape; try it and watch learning
 collapse.
 

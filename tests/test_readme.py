@@ -22,8 +22,10 @@ SCRIPT_FLAGS = SWEEP_FLAGS | {
     "--resume",
     "--overwrite",
     "--help",
-    "--nproc-per-node",
-}  # the last is torchrun's
+    "--nproc-per-node",  # torchrun's
+    "--bank",
+    "--loss",
+}  # the last two are those of tests/conftest.py
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`([a-z_]+(?:\.[A-Za-z_]+)+)`", TEXT))))
