@@ -196,6 +196,8 @@ def transfer(
     config, device = checkpoint["config"], pick_device(device)
     if config["arch"] not in RESNETS:
         raise UserError(f"a detector stands on the stages of {', '.join(RESNETS)}; this run has {config['arch']}")
+    if config.get("drop_last_stage"):
+        raise UserError("a detector stands on all stages of a ResNet; this run was trained with --drop-last-stage")
     trained = new_encoder(config)
     scratch = copy.deepcopy(trained)
     trained.load_state_dict(checkpoint["encoder"])

@@ -380,10 +380,17 @@ def test_bad_input_is_one_line(run, line, message, capsys, monkeypatch):
     assert len(said) == 1 and said[0].startswith("eval_detection.py: ") and message in said[0]
 
 
-def test_a_backbone_without_stages_is_refused(tmp_path, capsys):
-    place = checkpoint_of(CONFIG | {"arch": "mobilenet_v2", "width": 0}, tmp_path / "mobile.pt")
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"arch": "mobilenet_v2", "width": 0}, "this run has mobilenet_v2"),
+        ({"drop_last_stage": True}, "trained with --drop-last-stage"),
+    ],
+)
+def test_a_backbone_without_all_stages_is_refused(tmp_path, capsys, options, message):
+    place = checkpoint_of(CONFIG | options, tmp_path / "short.pt")
     assert program.main([str(place)]) == 2
-    assert "this run has mobilenet_v2" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_damaged_files_are_named(coco, voc):
