@@ -38,6 +38,9 @@ class Pretraining:
             self.encoder.parameters(), config.lr, config.sgd_momentum, weight_decay=config.weight_decay
         )
         self.crops = crops(config)
+        self.omega = torch.tensor(
+            [crop.weight for crop in self.crops], device=device
+        )  # (V,) here: a copy makes a GPU wait
         self.augment = self.crops[0].augment  # of the bank's first pass
         views = len(self.crops) * config.batch_size  # V B
         whole = 4 * views * count <= 1e9 * config.similarity_gb  # bytes of the similarities (V B, N)
@@ -118,8 +121,7 @@ class Pretraining:
         # similarities came from. The released code moves it before the losses; they read the old similarities either way.
         if len(views) > 1:
             index = ranks.gather(index[mine].repeat(len(views)))  # (V B,) in the order of z
-            omega = torch.tensor(weights, device=z.device).repeat_interleave(len(z) // len(views))
-            move["omega"] = ranks.gather(omega)
+            move["omega"] = ranks.gather(self.omega.repeat_interleave(len(z) // len(views)))
         with self.encoder.autocast(z):
             bank.update(ranks.gather(z.detach()), index, **move)
         return losses
