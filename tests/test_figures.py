@@ -23,6 +23,7 @@ import fig2_framework
 import fig3_convergence
 import fig4_momentum
 import fig5_lambda
+import growing_views
 import ingredients
 import model_efficiency
 import negatives
@@ -70,7 +71,7 @@ def test_a_damaged_results_file_is_named_with_what_to_do(tmp_path):
 
 SCRIPTS = (
     fig3_convergence, fig4_momentum, fig5_lambda, ingredients, sqrtkl_where, bank_spectrum, recipe, negatives, cheaper_bank,
-    fig1_cost, field_lr, field_ideas, data_efficiency, model_efficiency, transfer, paper_scale,
+    fig1_cost, field_lr, field_ideas, growing_views, data_efficiency, model_efficiency, transfer, paper_scale,
 )  # fmt: skip
 
 
