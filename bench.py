@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 from augment import Augment, plain
 from bank import MemoryBank
-from config import Config, Parser, check_device
+from config import Config, Parser, check_device, command
 from images import Images, UserError
 from loss import nce, streaming_losses
 from measure import hardware, in_turn, median, peak_memory, ratio
@@ -272,27 +272,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> int:
-    try:
-        args = parse(argv)
-        torch.manual_seed(0)
-        keep_freed_memory()
-        device = pick_device(args.device)
-        result = PARTS[args.part](device, args.repeats, args.scale)
-        result |= {"part": args.part, "hardware": hardware(args.device), "threads": torch.get_num_threads()}
-        result |= {"precision": pick_precision("auto", device), "repeats": args.repeats, "scale": args.scale}
-        result["date"] = time.strftime("%Y-%m-%d")
-        if args.results or args.scale == 1:
-            file = args.results or RESULTS / f"{args.part}-{device.type}.json"
-            save_text(json.dumps(result, indent=1) + "\n", file, "the results")
-    except UserError as error:
-        print(f"bench.py: {error}", file=sys.stderr)
-        return 2
+@command
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    torch.manual_seed(0)
+    keep_freed_memory()
+    device = pick_device(args.device)
+    result = PARTS[args.part](device, args.repeats, args.scale)
+    result |= {"part": args.part, "hardware": hardware(args.device), "threads": torch.get_num_threads()}
+    result |= {"precision": pick_precision("auto", device), "repeats": args.repeats, "scale": args.scale}
+    result["date"] = time.strftime("%Y-%m-%d")
+    if args.results or args.scale == 1:
+        file = args.results or RESULTS / f"{args.part}-{device.type}.json"
+        save_text(json.dumps(result, indent=1) + "\n", file, "the results")
     print(f"{args.part} on {result['hardware']}, {result['precision']}")
     print(table(result))
     if args.json:
         print(json.dumps(result))
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
 """Every setting of a run: one dataclass, the recipes, the checks, and the command line made from them."""
 
 import argparse
+import functools
 import math
+import os
+import signal
+import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -163,6 +167,30 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise UserError(message)
+
+
+def command(main, name: str = "", stopped: str = "stopped, nothing was written"):
+    """The main() of a script, whose exit status it gives: 0; 2 after a UserError, told in one line; 130 after Ctrl-C, when
+    `stopped` says what was kept; 141 if nobody reads its output any more, as after `| head`."""
+
+    @functools.wraps(main)
+    def status(argv: list[str] | None = None) -> int:
+        script = name or Path(main.__globals__["__file__"]).name
+        try:
+            main(argv)
+            sys.stdout.flush()
+        except UserError as error:
+            print(f"{script}: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(f"{script}: {stopped}", file=sys.stderr)
+            return 128 + signal.SIGINT
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+            return 141  # 128 + SIGPIPE, a signal that not every system has
+        return 0
+
+    return status
 
 
 def check_device(name: str) -> None:

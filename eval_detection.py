@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import scenes
 from augment import MEAN, STD
-from config import Parser, check_device
+from config import Parser, check_device, command
 from images import UserError
 from measure import hardware
 from models import RESNETS, SMALL, pick_device
@@ -239,7 +239,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> None:
+@command
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     checkpoint = read_checkpoint(args.run)
     if min(args.epochs, args.batch_size) < 1 or args.size < 0 or not 0 < args.lr < math.inf:
         raise UserError("--epochs and --batch-size must be at least 1, --lr greater than 0, and --size not negative")
@@ -256,18 +258,6 @@ def run(args: argparse.Namespace) -> None:
         note = how | {"run": args.run, "dataset": args.dataset, "images": len(train), "classes": train.classes}
         note |= {"hardware": hardware(args.device), "date": time.strftime("%Y-%m-%d"), "config": checkpoint["config"]}
         save_text(json.dumps(results | note, indent=1) + "\n", args.json, "--json")
-
-
-def main(argv: list[str] | None = None) -> int:
-    try:
-        run(parse(argv))
-    except UserError as error:
-        print(f"eval_detection.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("eval_detection.py: stopped, nothing was written", file=sys.stderr)
-        return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 import data
-from config import Parser, check_device
+from config import Parser, check_device, command
 from images import Dataset, Images, UserError
 from measure import hardware
 from models import Encoder, pick_device, pick_precision
@@ -162,7 +162,9 @@ def load_for(checkpoint: dict, args: argparse.Namespace) -> Dataset:
     return data.load(name, place, args.size or config["size"], subset, holdout, *cache)
 
 
-def run(args: argparse.Namespace) -> None:
+@command
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     checkpoint = read_checkpoint(args.run)
     if args.export:
         encoder = new_encoder(checkpoint["config"])
@@ -194,18 +196,6 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         note = {"run": args.run, "k": args.k, "hardware": hardware(args.device), "date": time.strftime("%Y-%m-%d")}
         save_text(json.dumps(results | note | {"config": checkpoint["config"]}, indent=1) + "\n", args.json, "--json")
-
-
-def main(argv: list[str] | None = None) -> int:
-    try:
-        run(parse(argv))
-    except UserError as error:
-        print(f"eval_linear.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("eval_linear.py: stopped, nothing was written", file=sys.stderr)
-        return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ The faults are those of tests/faults.py; the letters are dealt anew for every --
 little: the loss then comes close to 0, or to the floor that a fault leaves it. Good features are not the aim here.
 """
 
-import argparse
 import json
 import math
 import random
@@ -17,14 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import plots
-from sweep import ROOT, SCALES, Config, Watch, train
+from sweep import ROOT, SCALES, Config, Parser, Watch, command, train
 
 sys.path.insert(0, str(ROOT / "tests"))
 
 import faults
 
 import pretraining
-from images import UserError
 from runs import read_checkpoint, replacing, save_text
 from train import load_dataset
 
@@ -81,8 +79,9 @@ def draw(found: dict[str, list[dict]], seed: int, reveal: bool, path) -> None:
     plots.plt.close(figure)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--reveal", action="store_true", help="name the faults in the picture")
     parser.add_argument("--epochs", type=int, default=24, help="[24]")
     parser.add_argument("--seed", type=int, default=0, help="[0]")
@@ -91,19 +90,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     base = Config(**(EASY | {"epochs": args.epochs, "seed": args.seed}))
-    try:
-        base.check()
-        args.out.mkdir(parents=True, exist_ok=True)
-        kept = args.out / f"break_it-{args.epochs}-{args.seed}.json"
-        if not kept.exists():
-            save_text(json.dumps(histories(base)), kept, "--out")
-        with replacing(args.out / "break_it.png", "the picture") as part:
-            draw(json.loads(kept.read_text()), args.seed, args.reveal, part)
-    except UserError as error:
-        print(f"break_it.py: {error}", file=sys.stderr)
-        return 2
+    base.check()
+    args.out.mkdir(parents=True, exist_ok=True)
+    kept = args.out / f"break_it-{args.epochs}-{args.seed}.json"
+    if not kept.exists():
+        save_text(json.dumps(histories(base)), kept, "--out")
+    with replacing(args.out / "break_it.png", "the picture") as part:
+        draw(json.loads(kept.read_text()), args.seed, args.reveal, part)
     print(args.out / "break_it.png")
-    return 0
 
 
 if __name__ == "__main__":

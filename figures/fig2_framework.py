@@ -19,8 +19,7 @@ from plots import plt
 
 import shapes
 from bank import MemoryBank
-from config import RECIPES, Config, Parser
-from images import UserError
+from config import RECIPES, Config, Parser, command
 from pretraining import Pretraining
 from runs import replacing
 
@@ -139,20 +138,16 @@ def draw(config: Config, images: int, path) -> None:
     plt.close(figure)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--recipe", choices=RECIPES, default="laptop", help="as in train.py [laptop]")
     parser.add_argument("--images", type=int, default=5000, help="N, the number of images [5000]")
     parser.add_argument("--picture", type=Path, default=PICTURE, help="[%(default)s]")
-    try:
-        args = parser.parse_args(argv)
-        with replacing(args.picture, "the picture") as part:
-            draw(Config(**(RECIPES[args.recipe])), args.images, part)
-    except UserError as error:
-        print(f"fig2_framework.py: {error}", file=sys.stderr)
-        return 2
+    args = parser.parse_args(argv)
+    with replacing(args.picture, "the picture") as part:
+        draw(Config(**(RECIPES[args.recipe])), args.images, part)
     print(args.picture)
-    return 0
 
 
 if __name__ == "__main__":

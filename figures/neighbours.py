@@ -6,7 +6,6 @@ Each row is a test image and the training images whose features are closest to i
 encoder and once with the trained one. A frame in blue marks a neighbour of the same class; labels are used for nothing else.
 """
 
-import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from matplotlib import pyplot as plt
 from torch import Tensor
 
+from config import Parser, command
 from eval_linear import eval_side, load_for
 from eval_linear import parse as parse_eval
 from images import Dataset, UserError
@@ -105,24 +105,20 @@ def show(axis, images, i: int, colour: str) -> None:
         spine.set(color=colour, linewidth=2, visible=True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("run", help="a run's folder")
     parser.add_argument("--out", type=Path, help="the picture [RUN/neighbours.png]")
     args = parser.parse_args(argv)
-    try:
-        checkpoint = read_checkpoint(args.run)
-        dataset = load_for(checkpoint, parse_eval([args.run]))
-        if dataset.test is None or dataset.train.labels is None:
-            raise UserError(f"{args.run}: its images have no labels to mark neighbours by")
-        home = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
-        place = args.out or home / "neighbours.png"
-        draw(checkpoint, dataset, place)
-    except UserError as error:
-        print(f"neighbours.py: {error}", file=sys.stderr)
-        return 2
+    checkpoint = read_checkpoint(args.run)
+    dataset = load_for(checkpoint, parse_eval([args.run]))
+    if dataset.test is None or dataset.train.labels is None:
+        raise UserError(f"{args.run}: its images have no labels to mark neighbours by")
+    home = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
+    place = args.out or home / "neighbours.png"
+    draw(checkpoint, dataset, place)
     print(place)
-    return 0
 
 
 if __name__ == "__main__":

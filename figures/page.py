@@ -28,7 +28,7 @@ from plots import BLUE, GREY, ORANGE, plt
 from torch import Tensor
 
 from bank import RULES, MemoryBank
-from config import Config, Parser
+from config import Config, Parser, command
 from eval_linear import eval_side, load_for
 from eval_linear import parse as parse_eval
 from images import Dataset, UserError
@@ -261,27 +261,23 @@ def build(place: str, home: Path, checkpoint: dict, dataset: Dataset) -> str:
     return Template(head).substitute(named) + SECTION.sub(section, "".join(rest))
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("run", help="a run's folder")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page [RUN/page.html]")
     parser.add_argument("--data-dir", help="where the run's images lie now [as in the run]")
-    try:
-        args = parser.parse_args(argv)
-        checkpoint = read_checkpoint(args.run)
-        home = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
-        place = args.out or home / "page.html"
-        if place.is_dir() or not place.parent.is_dir():
-            raise UserError(f"--out {place}: name a file in a folder that exists")
-        if args.data_dir:
-            checkpoint["config"]["data_dir"] = args.data_dir
-        html = build(args.run, home, checkpoint, load_for(checkpoint, parse_eval([args.run])))
-        save_text(html.encode("ascii", "xmlcharrefreplace").decode(), place, "the page")
-    except UserError as error:
-        print(f"page.py: {error}", file=sys.stderr)
-        return 2
+    args = parser.parse_args(argv)
+    checkpoint = read_checkpoint(args.run)
+    home = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
+    place = args.out or home / "page.html"
+    if place.is_dir() or not place.parent.is_dir():
+        raise UserError(f"--out {place}: name a file in a folder that exists")
+    if args.data_dir:
+        checkpoint["config"]["data_dir"] = args.data_dir
+    html = build(args.run, home, checkpoint, load_for(checkpoint, parse_eval([args.run])))
+    save_text(html.encode("ascii", "xmlcharrefreplace").decode(), place, "the page")
     print(place)
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import plots
-from sweep import RESULTS, Parser, UserError
+from sweep import RESULTS, Parser, UserError, command
 
 from runs import replacing
 
@@ -87,22 +87,18 @@ def bank(axes, rows: dict[str, dict]) -> None:
         axis.legend()
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="[cpu]")
     parser.add_argument("--results", type=Path, default=RESULTS / "bench", help="their folder [figures/results/bench]")
     parser.add_argument("--picture", type=Path, help="[figures/results/speed-DEVICE.png]")
-    try:
-        args = parser.parse_args(argv)
-        picture = args.picture or RESULTS / f"speed-{args.device}.png"
-        results = read(args.results, args.device)
-        with replacing(picture, "the picture") as part:
-            draw(results, part)
-    except UserError as error:
-        print(f"speed.py: {error}", file=sys.stderr)
-        return 2
+    args = parser.parse_args(argv)
+    picture = args.picture or RESULTS / f"speed-{args.device}.png"
+    results = read(args.results, args.device)
+    with replacing(picture, "the picture") as part:
+        draw(results, part)
     print(picture)
-    return 0
 
 
 if __name__ == "__main__":

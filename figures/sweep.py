@@ -35,7 +35,7 @@ from observe import Watch
 from tqdm import tqdm
 
 import data
-from config import FREE_ON_RESUME, RECIPES, Config, Parser
+from config import FREE_ON_RESUME, RECIPES, Config, Parser, command
 from eval_linear import evaluate
 from images import Dataset, UserError
 from measure import hardware, peak_memory
@@ -277,7 +277,7 @@ def figure(name: str, description: str, points, draw=None, argv=None, show=table
     def stop(*_):
         raise KeyboardInterrupt
 
-    try:
+    def main(argv: list[str] | None) -> None:
         signal.signal(signal.SIGTERM, stop)
         args = arguments(name, description, argv)
         base = Config(**(SCALES[args.scale] | {"data_dir": args.data_dir, "device": args.device, "knn_every": 0}))
@@ -289,10 +289,5 @@ def figure(name: str, description: str, points, draw=None, argv=None, show=table
                 draw(runs, part)
             print(args.picture)
         print(show(runs))
-    except UserError as error:
-        print(f"{name}.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{name}.py: stopped; the finished runs are kept, the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+
+    return command(main, f"{name}.py", "stopped; the finished runs are kept, the same command goes on")(argv)

@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import noise, rows_for, shrink, table
-from config import RECIPES, check_device
+from config import RECIPES, check_device, command
 from measure import finish, hardware, in_turn
 from models import keep_freed_memory, pick_device, pick_precision
 from runs import save_text
@@ -104,7 +104,8 @@ def measure(device: torch.device, steps: int, repeats: int, scale: float, most: 
     return rows
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--device", default="auto", help="as in train.py [auto]")
     parser.add_argument("--steps", type=int, default=20, help="steps a call [20]")
@@ -112,32 +113,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="less than 1: smaller everything, not compiled [1]")
     parser.add_argument("--peak-tflops", type=float, help=f"the device's peak [{', '.join(PEAKS)} are known, in bf16]")
     parser.add_argument("--results", type=Path, help="the file [figures/results/bench/throughput-DEVICE.json]")
-    try:
-        args = parser.parse_args(argv)
-        check_device(args.device)
-        if min(args.steps, args.repeats) < 1 or not 0 < args.scale <= 1:
-            raise UserError("--steps and --repeats must be at least 1 and --scale lie in (0, 1]")
-        keep_freed_memory()
-        device = pick_device(args.device)
-        most = peak(device, args.peak_tflops)
-        result = {"rows": measure(device, args.steps, args.repeats, args.scale, most), "peak, TFLOP/s": most}
-        result |= {
-            "hardware": hardware(args.device),
-            "precision": pick_precision("auto", device),
-            "torch": torch.__version__,
-        }
-        result |= {"scale": args.scale, "steps": args.steps, "repeats": args.repeats, "date": time.strftime("%Y-%m-%d")}
-        file = args.results or RESULTS / "bench" / f"throughput-{device.type}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_text(json.dumps(result, indent=1) + "\n", file, "the results")
-    except UserError as error:
-        print(f"throughput.py: {error}", file=sys.stderr)
-        return 2
+    args = parser.parse_args(argv)
+    check_device(args.device)
+    if min(args.steps, args.repeats) < 1 or not 0 < args.scale <= 1:
+        raise UserError("--steps and --repeats must be at least 1 and --scale lie in (0, 1]")
+    keep_freed_memory()
+    device = pick_device(args.device)
+    most = peak(device, args.peak_tflops)
+    result = {"rows": measure(device, args.steps, args.repeats, args.scale, most), "peak, TFLOP/s": most}
+    result |= {
+        "hardware": hardware(args.device),
+        "precision": pick_precision("auto", device),
+        "torch": torch.__version__,
+    }
+    result |= {"scale": args.scale, "steps": args.steps, "repeats": args.repeats, "date": time.strftime("%Y-%m-%d")}
+    file = args.results or RESULTS / "bench" / f"throughput-{device.type}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_text(json.dumps(result, indent=1) + "\n", file, "the results")
     short = {NAMES.get(n, n): {k: v for k, v in row.items() if k != "bound by"} for n, row in result["rows"].items()}
     print(f"{result['hardware']}, {result['precision']}, peak {most} TFLOP/s\n{table({'rows': short})}")
     for name, row in result["rows"].items():
         print(f"{name} is bound by", *(f"{share:6.1%}  {what}" for what, share in row["bound by"].items()), sep="\n  ")
-    return 0
 
 
 if __name__ == "__main__":

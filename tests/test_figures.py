@@ -39,7 +39,7 @@ import torch
 import transfer
 
 import bench
-from config import Config
+from config import Config, command
 from images import UserError
 from train import train
 
@@ -436,3 +436,23 @@ def test_the_picture_of_speed_is_drawn_from_what_bench_writes(tmp_path, capsys):
         assert word in error and f"python bench.py {part} --device cpu --results" in error and error.count("\n") == 1
         (tmp_path / f"{part}-cpu.json").write_text((tmp_path / "overhead-cpu.json").read_text())
     assert not (tmp_path / "y.png").exists()
+
+
+def test_a_script_ends_in_one_line_whatever_stops_it(capsys):
+    def ends(error):
+        def main(argv):
+            raise error
+
+        return command(main, "x.py", "stopped; all is kept")(None), capsys.readouterr().err
+
+    assert ends(UserError("--lr is wrong")) == (2, "x.py: --lr is wrong\n")
+    assert ends(KeyboardInterrupt()) == (130, "x.py: stopped; all is kept\n")
+    with pytest.raises(ValueError):
+        ends(ValueError())  # a fault of the script's own, which keeps its traceback
+    assert command(lambda argv: print(argv), "x.py")(["a"]) == 0 and capsys.readouterr().out == "['a']\n"
+
+
+def test_a_script_whose_reader_goes_away_ends_quietly(tmp_path):
+    script = f"{sys.executable} figures/fig2_framework.py --picture {tmp_path}/x.png | true; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=sweeper.ROOT)
+    assert (ended.returncode, ended.stderr) == (141, "") and (tmp_path / "x.png").exists()
