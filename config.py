@@ -16,7 +16,7 @@ from loss import DIRECTIONS
 from models import ARCHITECTURES, MOBILE, RESNETS, pick_device
 from runs import read_checkpoint
 
-POSITIVE = "size layers hidden dim epochs temperature kl_temperature lr crop_min cache_gb".split()
+POSITIVE = "size layers hidden dim epochs save_every temperature kl_temperature lr crop_min cache_gb".split()
 NOT_NEGATIVE = "subset holdout width size_start eval_size negatives lam cutmix weight_decay warmup knn_every workers similarity_gb".split()
 VIEWS = ("single", "twice", "multicrop", "sslight")
 SHARES = "momentum sgd_momentum crop_min jitter jitter_p gray blur power".split()
@@ -75,6 +75,7 @@ class Config:
     init_from: str = option("", "start from the encoder of this run or checkpoint")
     out: str = option("", "folder of the run (empty: runs/<dataset>)")
     knn_every: int = option(5, "epochs between looks at the kNN accuracy (0: never)")
+    save_every: int = option(1, "epochs between checkpoints; there is one at the end and when stopped, too")
     device: str = option("auto", "auto, cpu, cuda or mps")
     precision: str = option("auto", "auto, fp32 or bf16", ("auto", "fp32", "bf16"))
     compile: bool = option(False, "compile the encoder with torch.compile")
@@ -141,7 +142,7 @@ RECIPES = {
     ),
     "gpu": dict(
         dataset="cifar10", arch="resnet18", size=32, negatives=10_000, epochs=200, batch_size=512, lr=0.4,
-        weight_decay=2.5e-4, warmup=10.0, compile=True,
+        weight_decay=2.5e-4, warmup=10.0, save_every=10, compile=True,
     ),
 }  # fmt: skip
 # What may change when a run goes on: where things are and how fast they run.
@@ -150,6 +151,7 @@ FREE_ON_RESUME = {
     "shard_bank",
     "data_dir",
     "knn_every",
+    "save_every",
     "device",
     "compile",
     "workers",

@@ -151,7 +151,10 @@ def train(config: Config, resume: dict | None = None, dataset: Dataset | None = 
                     bar.set_postfix(loss=f"{row['loss']:.3f}", knn=f"{row['knn']:.1%}")
                 history.append(row | (watch(run, dataset, epoch + 1) if watch else {}))
                 sums.zero_()
-                save()
+                if step == total or (epoch + 1) % config.save_every == 0:
+                    save()
+                elif ranks.first():
+                    save_metrics(out, history)
                 if (due or step == total) and ranks.first():
                     draw_progress(history, run.choices, out / "progress.png")
                 started = time.perf_counter() - seconds  # looking and saving are not training

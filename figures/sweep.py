@@ -51,7 +51,7 @@ SCALES = {
     ),
     "cpu": dict(dataset="folder", subset=5000, width=16, size=24, dim=512, hidden=1024, negatives=0, epochs=6),
     # The released script's settings with the paper's update rule, and neither SqrtKL nor CutMix unless a figure says so.
-    "paper": RECIPES["released"] | dict(dataset="cifar10", bank_update="corrected", lam=0.0, cutmix=0.0, compile=True),
+    "paper": RECIPES["released"] | dict(dataset="cifar10", bank_update="corrected", lam=0.0, cutmix=0.0, save_every=10, compile=True),
 }  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------- running points

@@ -169,6 +169,27 @@ def test_learning_rate_warms_up_and_falls_to_zero_on_a_cosine():
     assert learning_rate(replace(config, warmup=0), 0, 10) == 0.4
 
 
+def test_a_run_that_saves_seldom_loses_no_more_than_it_says(tiny, tmp_path):
+    """Killed after epoch 5, with a checkpoint every third: it goes on from the end of epoch 3, to the same result."""
+
+    def killed(run, dataset, epoch):
+        if epoch == 5:
+            raise MemoryError
+        return {}
+
+    options = dict(epochs=7, knn_every=0)
+    whole = train(tiny(out=str(tmp_path / "whole"), **options))
+    seldom = tiny(out=str(tmp_path / "seldom"), save_every=3, **options)
+    with pytest.raises(MemoryError):
+        train(seldom, watch=killed)
+    assert len((tmp_path / "seldom" / "metrics.jsonl").read_text().splitlines()) == 4
+    checkpoint = read_checkpoint(seldom.out)
+    assert checkpoint["step"] == 3 * whole["step"] // 7
+    assert train(seldom, checkpoint)["loss"] == whole["loss"]
+    assert len((tmp_path / "seldom" / "metrics.jsonl").read_text().splitlines()) == 7
+    assert read_checkpoint(seldom.out)["step"] == whole["step"], "the last epoch is saved whatever its number"
+
+
 def test_views_grow_from_their_first_side_to_their_last_over_three_quarters_of_a_run(tiny, monkeypatch):
     config = tiny(size=16, size_start=8, epochs=4)
     assert [program.view_side(config, k / 8) for k in range(9)] == [8, 10, 10, 12, 14, 14, 16, 16, 16]
