@@ -27,7 +27,7 @@ from views import crops
 
 METHODS = ("ours", *BEST)
 TEACHER = ("moco",)  # those of them that send the global crops through a second network, without a backward pass
-EPOCHS = {"demo": 2, "cpu": 4, "paper": 200}
+EPOCHS = {"demo": 2, "cpu": 8, "paper": 200}
 BACKBONES = {  # what they need beside their names at each scale; a width of 0 is the usual one
     "demo": {"resnet18": {}},
     # fp32 on every machine for two of them: small depthwise convolutions and tokens are slower in bf16
@@ -130,23 +130,14 @@ def title(runs: list[dict]) -> str:
 
 
 def table(runs: list[dict]) -> str:
-    """Markdown: a line a backbone, method and sampling; arithmetic is that of the backbone, relative to the first line's."""
-    lines = [
-        f"| backbone | method | crops | epochs | arithmetic | {' | '.join(FIGURES.values())} | kNN (k = 200) | training, s | seeds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    first: dict[str, float] = {}
-    for name in dict.fromkeys(run["name"] for run in runs):
-        mine = [run for run in runs if run["name"] == name]
-        config = Config(**mine[0]["config"])
-        (arch, method), crop = name.rsplit(": ", 1)[0].split(", ", 1), name.rsplit(": ", 1)[1]
-        cost = config.epochs * work(config)
-        cost /= first.setdefault(f"{arch}, {method}", cost)
-        seconds = sum(run["epochs"][-1]["seconds"] for run in mine) / len(mine)
-        cells = [spread(runs, name, key) for key in (*FIGURES, "knn")]
-        lines.append(
-            f"| {arch} | {method} | {crop} | {config.epochs} | {cost:.2f} | {' | '.join(cells)} | {seconds:.0f} | {len(mine)} |"
-        )
+    """Markdown: a line a backbone and method, a column a sampling, in it the figures of FIGURES."""
+    lines = [f"| | {' | '.join(SAMPLINGS)} | epochs of {LONGER} |", "|" + "---|" * (len(SAMPLINGS) + 2)]
+    for arch, methods in kinds(runs).items():
+        for method in methods:
+            names = {sampling: f"{arch}, {method}: {sampling}" for sampling in SAMPLINGS}
+            cells = [" / ".join(spread(runs, name, key) for key in FIGURES) for name in names.values()]
+            epochs = next(run["config"]["epochs"] for run in runs if run["name"] == names[LONGER])
+            lines.append(f"| {arch}, {method} | {' | '.join(cells)} | {epochs} |")
     return "\n".join(lines)
 
 
