@@ -16,7 +16,7 @@
 # JOBS=1     runs side by side        DEVICE=cuda    as train.py    KEEP=DIR     keep the runs' folders (checkpoints) there
 # PYTHON     [.venv/bin/python, else python3]
 #
-# Exit status: 0 all parts are done, 75 time was up or it was stopped, else that of the part that failed. Every epoch is saved;
+# Exit status: 0 all parts are done, 75 time was up or it was stopped, else that of the part that failed. Every tenth epoch is saved;
 # TERM makes a run save in the middle of one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
