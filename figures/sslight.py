@@ -1,7 +1,7 @@
 """View sampling for small networks: a single view, multi-crop, and SSLight's crops, with ours and two other methods.
 
     python figures/sslight.py --scale demo                          the embedded shapes and resnet18 alone, a few minutes
-    python figures/sslight.py --data-dir my_cifar10                 three backbones; an hour on two cores
+    python figures/sslight.py --data-dir my_cifar10                 three backbones; an hour and a half on two cores
     python figures/sslight.py --scale paper                         CIFAR-10, ResNet-18, 200 epochs, one GPU
 
 "single" is what a method does without --views: one view for ours, two for a two-branch method. It stands there twice: with
