@@ -1,7 +1,7 @@
 """S3L (arXiv 2103.13559) on our method: pretraining on small images, with a small network, on few images. What it saves, and costs.
 
     python figures/s3l.py --scale demo                              the embedded shapes, a few minutes
-    python figures/s3l.py --data-dir my_cifar10                     three quarters of an hour on one core
+    python figures/s3l.py --data-dir my_cifar10                     a quarter of an hour on two cores
     python figures/s3l.py --scale paper                             CIFAR-10, ResNet-18, one GPU
 
 The labelled target set is half of the images. Pretraining sees all of them, or, for small data, the target set alone. Small
