@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "figures"))
 
 import sslight
+import sslight_lr
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as tv
@@ -345,6 +346,16 @@ def test_every_point_of_the_figure_can_be_run_and_the_longer_one_takes_as_much_a
             single = points[name.replace("SSLight", sslight.LONGER)]
             assert single.views == "single" and single.epochs > config.epochs
             assert abs(single.epochs * sslight.work(single) / sslight.work(config) - config.epochs) < 0.5
+
+
+def test_the_search_of_learning_rates_changes_nothing_else_and_reads_held_out_images():
+    points, of_figure = sslight_lr.points(base("cpu")), sslight.points(base("cpu"))
+    assert len(points) == 3 * 5 and all(config.holdout == 4000 for config in points.values())
+    for name, config in points.items():
+        method, sampling, lr = name.rsplit(", ", 2)
+        there = of_figure[f"resnet18, {method}: {sampling}"]
+        assert replace(config, lr=there.lr, holdout=0) == there
+        assert float(lr.removeprefix("lr ")) == pytest.approx(config.lr)
 
 
 def test_the_arithmetic_of_a_step_counts_every_pass():
