@@ -172,14 +172,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def command(main, name: str = "", stopped: str = "stopped, nothing was written"):
-    """The main() of a script, whose exit status it gives: 0; 2 after a UserError, told in one line; 130 after Ctrl-C, when
+    """The main() of a script, whose exit status it gives: 0, or what main returns; 2 after a UserError, told in one line; 130 after Ctrl-C, when
     `stopped` says what was kept; 141 if nobody reads its output any more, as after `| head`."""
 
     @functools.wraps(main)
     def status(argv: list[str] | None = None) -> int:
         script = name or Path(main.__globals__["__file__"]).name
         try:
-            main(argv)
+            ended = main(argv)
             sys.stdout.flush()
         except UserError as error:
             print(f"{script}: {error}", file=sys.stderr)
@@ -190,7 +190,7 @@ def command(main, name: str = "", stopped: str = "stopped, nothing was written")
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
             return 141  # 128 + SIGPIPE, a signal that not every system has
-        return 0
+        return ended or 0
 
     return status
 

@@ -36,6 +36,7 @@ from runs import new_encoder, read_checkpoint, save_text
 from scenes import Scenes
 
 THRESHOLDS = torch.from_numpy(np.linspace(0.5, 0.95, 10))  # overlaps (IoU) that COCO's AP is the mean over
+FIGURES = {"box_ap50": "box AP50", "box_ap": "box AP", "mask_ap50": "mask AP50", "mask_ap": "mask AP"}
 
 
 def build(backbone: nn.Module, classes: int, task: str, size: int, small: bool) -> nn.Module:
@@ -212,9 +213,8 @@ def transfer(
 
 def table(results: dict) -> str:
     """The results as aligned text, in percent."""
-    heads = {"box_ap50": "box AP50", "box_ap": "box AP", "mask_ap50": "mask AP50", "mask_ap": "mask AP"}
-    columns = [key for key in heads if key in results["pretrained"]]
-    lines = [["%", *(heads[key] for key in columns)]]
+    columns = [key for key in FIGURES if key in results["pretrained"]]
+    lines = [["%", *(FIGURES[key] for key in columns)]]
     lines += [[name, *(f"{100 * row[key]:.1f}" for key in columns)] for name, row in results.items()]
     return "\n".join(f"{name:<12}" + "".join(f"{text:>12}" for text in cells) for name, *cells in lines)
 

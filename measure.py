@@ -12,7 +12,9 @@ from pathlib import Path
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages are not for the reader of a table
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from models import pick_device
 
@@ -20,6 +22,14 @@ from models import pick_device
 def finish(device: torch.device) -> None:
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
+
+
+def forward_flop(network, side: int) -> int:
+    """Floating-point operations of a network's forward pass for one image of that side, two for a multiply-add."""
+    plainly = sdpa_kernel(SDPBackend.MATH)  # attention's own kernels on a CPU are not counted
+    with FlopCounterMode(display=False) as counter, plainly, torch.no_grad():
+        network(torch.zeros(2, 3, side, side))  # BatchNorm in training mode wants two
+    return counter.get_total_flops() // 2
 
 
 def in_turn(what: dict[str, object], device: torch.device, repeats: int, warm: int = 2) -> dict[str, list[float]]:

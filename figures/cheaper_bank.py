@@ -15,7 +15,7 @@ from sweep import Config, figure
 
 
 def points(base: Config, scale: str = "cpu") -> dict[str, Config]:
-    default = replace(recipe.points(base)["default"], epochs=30, holdout=min(4000, (base.subset or 50_000) // 2))
+    default = replace(recipe.held_out(base), epochs=30)
     changes = {
         "D = 2048, the whole bank": {"negatives": 0},
         "D = 2048, K = 1 000": {"negatives": 1000},

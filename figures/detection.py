@@ -17,12 +17,11 @@ import plots
 from sweep import Config, figure, spread
 
 import scenes
-from eval_detection import predict, transfer
+from eval_detection import FIGURES, predict, transfer
 from eval_linear import evaluate
 from images import Dataset
 from models import pick_device
 
-FIGURES = {"box_ap50": "box AP50", "box_ap": "box AP", "mask_ap50": "mask AP50", "mask_ap": "mask AP"}
 CONTESTANTS = {"pretrained": plots.BLUE, "scratch": plots.ORANGE}
 FINETUNING = {"demo": (40, 4), "cpu": (200, 20), "paper": (1000, 40)}  # labelled scenes, and epochs on them
 PRETRAINING = {"demo": 4, "cpu": 10, "paper": 200}

@@ -15,7 +15,7 @@ from sweep import Config, figure
 
 
 def points(base: Config, scale: str = "cpu") -> dict[str, Config]:
-    default = replace(recipe.points(base)["default"], holdout=min(4000, (base.subset or 50_000) // 2))
+    default = recipe.held_out(base)
     growing = replace(default, size_start=default.size // 4 * 2, epochs=round(1.4 * default.epochs))
     return {"the default": default, "growing views, 1.4 times the epochs": growing}
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from field import NAMES, contestant, lasting
 from fig1_cost import seconds
-from sweep import RESULTS, Config, Parser, UserError, figure, replace, spread
+from sweep import RESULTS, Config, Parser, UserError, command, figure, replace, spread
 
 from config import RECIPES
 
@@ -68,16 +68,13 @@ def table(runs: list[dict]) -> str:
     return "\n".join(lines)
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False, add_help=False)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--rates", type=Path, default=RATES)
-    try:
-        mine, rest = parser.parse_known_args(argv)
-        rates = read(mine.rates) if mine.part == "field" else None
-    except UserError as error:
-        print(f"paper_scale.py: {error}", file=sys.stderr)
-        return 2
+    mine, rest = parser.parse_known_args(argv)
+    rates = read(mine.rates) if mine.part == "field" else None
     return figure("paper_scale", __doc__, partial(points, rates=rates, part=mine.part), argv=rest, show=table)
 
 

@@ -23,10 +23,10 @@ import plots
 import torch
 from field import at_scale, lasting
 from sweep import Config, figure, identity, spread
-from torch.utils.flop_counter import FlopCounterMode
 
 from eval_linear import eval_side, evaluate
 from images import Dataset
+from measure import forward_flop
 from models import Encoder, pick_device, pick_precision
 from probes import train_head
 from runs import new_encoder, read_checkpoint, restore_last_stage
@@ -102,13 +102,6 @@ class Measure:
         whole, frozen = (forward_flop(part.features, side) for part in parts)
         flop = views * (self.epochs * 3 * whole + warmup * (3 * whole - 2 * frozen))  # no gradient where it is frozen
         return {"finetune": accuracy, "finetune_seconds": round(seconds, 1), "finetune_tflop": flop / 1e12}
-
-
-def forward_flop(network, size: int) -> int:
-    """Floating-point operations of a network's forward pass for one view of that side."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.zeros(1, 3, size, size))
-    return counter.get_total_flops()
 
 
 def pretraining_flop(config: dict) -> int:

@@ -14,14 +14,12 @@ from dataclasses import replace
 from functools import lru_cache
 
 import plots
-import torch
 from field import BEST, NAMES, at_scale, contestant, lasting
 from sweep import Config, figure, spread
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from eval_linear import evaluate
 from images import Dataset
+from measure import forward_flop
 from models import build_backbone
 from views import crops
 
@@ -70,11 +68,7 @@ def work(config: Config) -> float:
 @lru_cache
 def multiply_adds(arch: str, size: int, width: int, side: int) -> float:
     """Of one image of that side, for a backbone made for `size`."""
-    backbone = build_backbone(arch, size, width or None)
-    plainly = sdpa_kernel(SDPBackend.MATH)  # attention's own kernels on a CPU are not counted
-    with FlopCounterMode(display=False) as counter, plainly, torch.no_grad():
-        backbone(torch.zeros(2, 3, side, side))
-    return counter.get_total_flops() / 4
+    return forward_flop(build_backbone(arch, size, width or None), side) / 2
 
 
 def measure(checkpoint: dict, dataset: Dataset) -> dict:
