@@ -14,7 +14,6 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages a
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from models import pick_device
 
@@ -26,6 +25,8 @@ def finish(device: torch.device) -> None:
 
 def forward_flop(network, side: int) -> int:
     """Floating-point operations of a network's forward pass for one image of that side, two for a multiply-add."""
+    from torch.utils.flop_counter import FlopCounterMode  # here: training does without it, and starts sooner
+
     plainly = sdpa_kernel(SDPBackend.MATH)  # attention's own kernels on a CPU are not counted
     with FlopCounterMode(display=False) as counter, plainly, torch.no_grad():
         network(torch.zeros(2, 3, side, side))  # BatchNorm in training mode wants two
