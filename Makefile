@@ -1,6 +1,7 @@
 # make setup   a virtual environment in .venv with everything
 # make demo    train on the embedded shapes, evaluate, draw: a few minutes on two cores
-# make test    the test suite, five to eight minutes on two cores
+# make test    every test, five to eight minutes on two cores
+#              the core's alone, a minute: .venv/bin/python -m pytest tests --ignore tests/lab
 # make lint    ruff
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ RUN := runs/demo
 .PHONY: setup demo test lint clean
 setup: $(VENV)/ready
 
-$(VENV)/ready: requirements.txt requirements-dev.txt
+$(VENV)/ready: requirements.txt requirements-dev.txt requirements-bench.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet -r requirements-dev.txt
 	touch $@

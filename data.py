@@ -1,149 +1,154 @@
-"""Datasets by name, split into what is trained on, what is probed with and what is tested on.
+"""Datasets by name, the batch that a step sees, augmentation and CutMix.
 
-    shapes, shapes-textured   drawn here from a seed (shapes.py), nothing to download
-    cifar10, cifar100, stl10  through torchvision, downloaded to --data-dir on first use (stl10: its unlabelled split)
+    shapes, shapes-textured   drawn from a seed (plumbing/shapes.py), nothing to download
+    cifar10, cifar100, stl10  through torchvision, downloaded to --data-dir on first use
     folder                    your own images under --data-dir, in one of three layouts:
                                   train/<class>/*.jpg + test/<class>/*.jpg
                                   <class>/*.jpg          a fifth of each class is kept for testing
                                   *.jpg                  no labels: pretraining only
 
-What the files go through stands in images.py.
+plumbing/files.py turns files into pixels. Every random draw is a function of (seed, step).
 """
 
-from dataclasses import replace
+import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
+from torch import Tensor
 
-import shapes
-from images import Dataset, Images, UserError, decode_all
+from plumbing import files, image_ops
+from plumbing.command_line import UserError
+from plumbing.files import Dataset
+from plumbing.image_ops import coin, uniform
 
-DATASETS = ("shapes", "shapes-textured", "cifar10", "cifar100", "stl10", "folder")
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"}
-DOWNLOADS = {  # the class in torchvision.datasets, and what has to lie in --data-dir for it to find
-    "cifar10": ("CIFAR10", "the folder cifar-10-batches-py (unpacked from cifar-10-python.tar.gz)"),
-    "cifar100": ("CIFAR100", "the folder cifar-100-python (unpacked from cifar-100-python.tar.gz)"),
-    "stl10": ("STL10", "the folder stl10_binary (unpacked from stl10_binary.tar.gz)"),
-}
+DATASETS = ("shapes", "shapes-textured", *files.DOWNLOADS, "folder")
 
 
-def load(
-    name: str,
-    data_dir: str = "data",
-    size: int = 32,
-    subset: int = 0,
-    holdout: int = 0,
-    cache_gb: float = 4.0,
-    workers: int = 2,
-    cache_dir: str = "",
-) -> Dataset:
+def load(name: str, data_dir="data", size=24, subset=0, holdout=0, cache_gb=4.0, workers=2, cache_dir="") -> Dataset:
     """A dataset by name, ready to train on.
 
-    size is the side of the views in pixels, from which the side that large images are reduced to follows; subset keeps
-    that many training images (0: all), holdout takes that many others of them as the test set, for choosing settings
-    without looking at the real one; both are the same images for every seed. Decoded images are kept in memory up to
-    cache_gb, and read from disk by as many processes as workers beyond; those of folders are kept decoded in cache_dir for
-    the next start ("": they are not). Raises UserError, naming the option or file.
+    size is the side of the views in pixels; large images are reduced to a little more. subset keeps
+    that many training images (0: all). holdout takes that many other training images as the test
+    set, to choose settings without the real one; both are the same images for every seed. Decoded
+    images stay in memory up to cache_gb; beyond, `workers` processes read them from disk. cache_dir
+    keeps the decoded images of a folder for the next start ("": not kept). Raises UserError, which
+    names the option or file.
     """
     if name in ("shapes", "shapes-textured"):
-        train, test = (_drawn(n, seed, name == "shapes-textured") for n, seed in ((10_000, 0), (2_000, 1)))
-        found = Dataset(train, train, test, shapes.CLASSES)
-    elif name in DOWNLOADS:
-        found = _download(name, Path(data_dir))
+        train, test = (files.drawn(n, seed, name == "shapes-textured") for n, seed in ((10_000, 0), (2_000, 1)))
+        dataset = Dataset(train, train, test, files.SHAPES)
+    elif name in files.DOWNLOADS:
+        dataset = files.download(name, Path(data_dir))
     elif name == "folder":
-        found = _folder(Path(data_dir))
+        dataset = files.folder(Path(data_dir))
     else:
         raise UserError(f"--dataset: unknown {name!r}, choose from {', '.join(DATASETS)}")
-    found = _split(found, subset, holdout)
-    if found.train.pixels is None:
-        found = decode_all(found, size, cache_gb, workers, cache_dir)
-    return found
+    dataset = files.split(dataset, subset, holdout)
+    if dataset.train.pixels is None:
+        dataset = files.decode_all(dataset, size, cache_gb, workers, cache_dir)
+    return dataset
 
 
-def _split(found: Dataset, subset: int, holdout: int) -> Dataset:
-    count = len(found.train)
-    if subset < 0 or holdout < 0 or subset + holdout > count or holdout == count:
-        raise UserError(f"--subset {subset} and --holdout {holdout}: the dataset has {count} training images in all")
-    if not subset and not holdout:
-        return found
-    if holdout and found.train is not found.labelled:
-        raise UserError("--holdout needs labels on the training images, and this dataset has none")
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    train = found.train.take(order[: subset or count - holdout])
-    labelled = train if found.labelled is found.train else found.labelled
-    test = found.train.take(order[count - holdout :]) if holdout else found.test
-    return replace(found, train=train, labelled=labelled, test=test)
+def seed_of(*numbers) -> int:
+    """A seed that depends on all numbers, in 32 bits: torch's CPU generator uses no more."""
+    return int.from_bytes(hashlib.blake2s(repr(numbers).encode(), digest_size=4).digest(), "big")
 
 
-def _drawn(count: int, seed: int, textured: bool) -> Images:
-    pixels, labels = shapes.draw(count, seed, textured=textured)
-    return Images(torch.from_numpy(pixels), labels=torch.from_numpy(labels), side=pixels.shape[-1])
+def shuffled(images: Tensor, seed: int, number: int) -> Tensor:
+    """The images (N,) in the random order of pass `number`."""
+    generator = torch.Generator().manual_seed(seed_of(seed, "epoch", number))
+    return images[torch.randperm(len(images), generator=generator)]
 
 
-def _download(name: str, root: Path) -> Dataset:
-    import torchvision  # here, because its datasets are slow to import
+@dataclass
+class Batch:
+    """What a step trains on: one row per view.
 
-    kind, files = DOWNLOADS[name]
-    splits = [{"train": True}, {"train": False}]
-    if name == "stl10":
-        splits = [{"split": "unlabeled"}, {"split": "train"}, {"split": "test"}]
-    new = [folder for folder in (root, *root.parents) if not folder.exists()]  # innermost first
-    try:
-        sets = [getattr(torchvision.datasets, kind)(root, download=True, **split) for split in splits]
-    except (OSError, RuntimeError) as error:
-        for folder in new:
-            if folder.exists() and not any(folder.iterdir()):
-                folder.rmdir()
-        advice = f"put {files} in {root} yourself, or name its place with --data-dir"
-        raise UserError(f"--dataset {name}: cannot download it ({error}); {advice}") from error
-    images = []
-    for part in sets:
-        array, labels = (part.data, part.labels) if name == "stl10" else (part.data.transpose(0, 3, 1, 2), part.targets)
-        pixels, labels = torch.from_numpy(np.ascontiguousarray(array)), torch.tensor(np.asarray(labels)).long()
-        images.append(Images(pixels, labels=None if (labels < 0).any() else labels, side=pixels.shape[-1]))
-    return Dataset(images[0], images[-2], images[-1], tuple(sets[-1].classes))
+    views is (B, 3, H, W). index (B,) is each view's image. images (I,) is index without repeats.
+    weight (B,) is how much each view counts (None: all alike). After CutMix, share[i] of view i
+    shows its own image, and the other area shows the image of view partner[i]; both are (B,).
+    """
 
+    views: Tensor
+    index: Tensor
+    images: Tensor | None = None
+    weight: Tensor | None = None
+    partner: Tensor | None = None
+    share: Tensor | None = None
 
-# -------------------------------------------------------------------------------------------------------------- folders
+    def __post_init__(self):
+        if self.images is None:
+            self.images = self.index
 
-
-def _folder(root: Path) -> Dataset:
-    if not root.is_dir():
-        raise UserError(f"--data-dir {root}: no such folder; name the one that holds your images")
-    if (root / "train").is_dir():
-        names = sorted({d.name for split in ("train", "test") for d in _subfolders(root / split)})
-        train, test = (_listed(root / split, names) for split in ("train", "test"))
-        train = train or Images(paths=_images_in(root / "train"))  # unlabelled, beside a test/<class>/ or alone
-    elif _images_in(root):
-        names, train, test = [], Images(paths=_images_in(root)), None
-    else:
-        names = [d.name for d in _subfolders(root) if _images_in(d)]
-        everything = _listed(root, names)
-        train = test = None
-        if names:
-            order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(0))
-            kept = torch.zeros(len(everything), dtype=torch.bool)
-            for c in range(len(names)):
-                members = order[everything.labels[order] == c]
-                kept[members[: len(members) // 5]] = True
-            train, test = everything.take((~kept).nonzero()[:, 0]), everything.take(kept.nonzero()[:, 0])
-    if not train:
-        places = "neither in it, nor in its train/, nor in folders named after classes"
-        raise UserError(f"--data-dir {root}: no images found, {places} ({' '.join(sorted(EXTENSIONS))})")
-    return Dataset(train, train if train.labels is not None else None, test or None, tuple(names))
+    def target(self, own: Tensor, columns: int) -> Tensor:
+        """NCE's target: own (B,), the own rows' columns, or after CutMix shares (B, columns)."""
+        if self.partner is None:
+            return own
+        shares = self.share.new_zeros(len(own), columns)  # (B, M)
+        shares.scatter_add_(1, own[:, None], self.share[:, None])
+        return shares.scatter_add_(1, own[self.partner][:, None], 1 - self.share[:, None])
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith(".")) if folder.is_dir() else []
+@dataclass
+class Augment:
+    """uint8 (B, 3, S, S) -> one normalised float view per image (B, 3, size, size), channels_last.
+
+    scale and ratio are the ranges of area and aspect of a RandomResizedCrop. jitter is the strength
+    of (brightness, contrast, saturation, hue), applied with probability jitter_p. blur_sigma is in
+    output pixels. Every image draws its own parameters from torch's default generators. Defaults:
+    the released code's CIFAR settings at our default size.
+    """
+
+    size: int = 24
+    scale: tuple[float, float] = (0.2, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    jitter_p: float = 0.8
+    gray_p: float = 0.2
+    blur_p: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize_p: float = 0.0
+    flip_p: float = 0.5
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        x = pixels.float() / 255  # (B, 3, S, S)
+        box = image_ops.random_crop(len(x), x.shape[-1], self.scale, self.ratio, x.device)
+        x = image_ops.resized_crop(x, *box, self.size, flip=coin(x, self.flip_p))  # (B, 3, size, size)
+        x = self.color_jitter(x)
+        x = torch.lerp(x, image_ops.rgb_to_grayscale(x), coin(x, self.gray_p).float()[:, None, None, None])
+        if self.blur_p > 0:
+            sigma = uniform(x, *self.blur_sigma)
+            blurred = image_ops.gaussian_blur(x, sigma, self.blur_sigma[1])
+            x = torch.where(coin(x, self.blur_p)[:, None, None, None], blurred, x)
+        if self.solarize_p > 0:
+            x = torch.where(coin(x, self.solarize_p)[:, None, None, None], image_ops.solarize(x), x)
+        return image_ops.normalize(x)
+
+    def color_jitter(self, x: Tensor) -> Tensor:
+        """Four adjustments, each image with its own strengths; the batch shares their order."""
+        on = coin(x, self.jitter_p).float()  # (B,) an image that is left out gets the neutral strength
+        adjust = (
+            image_ops.adjust_brightness, image_ops.adjust_contrast, image_ops.adjust_saturation, image_ops.adjust_hue,
+        )  # fmt: skip
+        for k in torch.randperm(4).tolist():
+            strength = on * uniform(x, -self.jitter[k], self.jitter[k])
+            if self.jitter[k] > 0:
+                x = adjust[k](x, strength if k == 3 else 1 + strength)
+        return x
 
 
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+def cutmix(batch: Batch, alpha: float) -> Batch:
+    """Paste a box of another view of the batch into each view (CutMix, arXiv 1905.04899).
 
-
-def _listed(folder: Path, names: list[str]) -> Images:
-    """All images of folder/<class>/, with the class's place in `names` as the label."""
-    each = [_images_in(folder / name) if (folder / name).is_dir() else [] for name in names]
-    labels = [c for c, paths in enumerate(each) for _ in paths]
-    return Images(paths=sum(each, []), labels=torch.tensor(labels, dtype=torch.long))
+    Beta(alpha, alpha) draws the shares of the area, and the larger of share and 1 - share stays the
+    image's own, as in the released code. So share is at least about 1/2 (boxes are whole pixels),
+    and target_ij = share_i [j = y_i] + (1 - share_i) [j = y_partner(i)].
+    """
+    views = batch.views  # (B, 3, H, W)
+    share = torch.distributions.Beta(alpha, alpha).sample((len(views),)).to(views.device, non_blocking=True)  # (B,)
+    share = torch.maximum(share, 1 - share)
+    partner = torch.randperm(len(views), device=views.device)
+    box = image_ops.random_box(views, 1 - share)  # (B, 1, H, W)
+    mixed = torch.where(box, views[partner], views).contiguous(memory_format=torch.channels_last)
+    return replace(batch, views=mixed, partner=partner, share=1 - box.float().mean((1, 2, 3)))

@@ -1,42 +1,202 @@
-"""Pretrain a backbone without labels, on one device: one branch, one view an image, one memory bank (arXiv 2404.19289).
+"""Pretrain a backbone without labels: one branch, one view per image, one memory bank.
 
-    python train.py --recipe demo                                  the embedded shapes, a few minutes on two cores
+The method of arXiv 2404.19289. A step is `Pretraining.step`, the loop around it is `train`.
+
+    python train.py --recipe demo                                  drawn shapes, a few minutes
     python train.py --dataset cifar10                              downloaded on first use
     python train.py --dataset folder --data-dir my_images          your own pictures
     python train.py --dataset cifar10 --recipe released            the released script's settings
     python train.py --resume runs/cifar10                          go on where a run stopped
 
-A run lives in --out (runs/<dataset>): config.json, metrics.jsonl (a line an epoch), progress.png and last.pt, written
-atomically after every epoch and when the run is interrupted. `python eval_linear.py runs/<dataset>` measures it.
+A run lies in --out (runs/<dataset>): config.json, metrics.jsonl (a line per epoch), progress.png
+and last.pt, which is written atomically every --save-every epochs and when the run ends or stops.
+`python eval_linear.py runs/<dataset>` evaluates it.
 
-Every random draw is a function of (seed, step): the order of an epoch comes from a generator seeded with the epoch, and
-torch's generators are seeded anew before the bank's first pass and before each step. A resumed run therefore needs no
-generator's state to repeat the uninterrupted one, to the last bit on a CPU.
+Every random draw is a function of (seed, step): torch's generators are seeded anew before the
+bank's first pass and before each step, the order of images once per pass. So a resumed run needs
+no generator's state, and repeats the uninterrupted run to the last bit on a CPU.
 """
 
-import hashlib
 import math
-import signal
 import sys
-import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
 import data
-import ranks
-from config import Config, parse
+from bank import RULES, MemoryBank
+from data import Augment, Batch, cutmix, seed_of, shuffled
 from eval_linear import knn_monitor
-from images import Dataset, UserError
-from models import keep_freed_memory, pick_device
-from pretraining import Pretraining, start_from
-from runs import SignalCatcher, draw_progress, read_checkpoint, save_metrics, save_tensors, start_folder
+from loss import nce, sqrt_kl
+from models import ARCHITECTURES, encoder_of
+from plumbing.command_line import UserError, check_bounds, check_device, command, option
+from plumbing.devices import keep_freed_memory, looking_is_free, pick_device, pick_precision
+from plumbing.files import Dataset, Images
+from plumbing.runs import Journal, SignalCatcher, configure, load_state
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, after the run was saved; args are (message, signal number)."""
+@dataclass
+class Config:
+    """Every hyperparameter. Each field is a flag of the same name; `lam` is lambda."""
+
+    dataset: str = option("shapes", "what to train on", data.DATASETS)
+    data_dir: str = option("data", "where the images lie, or are downloaded to", free=True)
+    subset: int = option(0, "train on this many images only (0: all)", at_least=0)
+    holdout: int = option(0, "use this many training images as the test set, to choose settings", at_least=0)
+    arch: str = option("resnet10", "backbone", ARCHITECTURES)
+    width: int = option(0, "channels of the first stage (0: 32 for resnet10, 64 for others)", at_least=0)
+    size: int = option(24, "side of the training views, pixels", above=0)
+    eval_size: int = option(0, "side of the images in evaluation (0: their own, up to 4/3 of --size)", at_least=0)
+    layers: int = option(2, "linear layers of the projector", above=0)
+    hidden: int = option(2048, "hidden width of the projector", above=0)
+    dim: int = option(2048, "D, the dimension of the embedding and of the bank's rows", above=0)
+    temperature: float = option(0.07, "tau of the NCE loss", above=0)
+    bank_momentum: float = option(0.75, "m of the bank's update", at_least=0, at_most=1)
+    bank_init: str = option("forward", "how the bank starts", ("forward", "random"))
+    bank_update: str = option("corrected", "how the bank moves", RULES)
+    negatives: int = option(1000, "K rows sampled as negatives (0: all rows; so does K = N - batch)", at_least=0)
+    lam: float = option(0.0, "lambda, the weight of SqrtKL", at_least=0)
+    kl_temperature: float = option(1.0, "T of SqrtKL's softmax", above=0)
+    crop_min: float = option(0.2, "smallest area of a crop, as a share of the image", above=0, at_most=1)
+    jitter: float = option(0.4, "strength of the colour jitter; hue has a quarter of it", at_least=0, at_most=1)
+    jitter_p: float = option(0.8, "probability of the colour jitter", at_least=0, at_most=1)
+    gray: float = option(0.2, "probability of a greyscale view", at_least=0, at_most=1)
+    blur: float = option(0.0, "probability of a Gaussian blur", at_least=0, at_most=1)
+    cutmix: float = option(0.0, "alpha of CutMix (0: off)", at_least=0)
+    epochs: int = option(36, "passes over the training images", above=0)
+    batch_size: int = option(128, "images per step (BatchNorm needs two)", at_least=2)
+    lr: float = option(0.1, "peak learning rate of SGD", above=0)
+    sgd_momentum: float = option(0.9, "momentum of SGD", at_least=0, at_most=1)
+    weight_decay: float = option(1e-4, "weight decay of SGD", at_least=0)
+    warmup: float = option(2.0, "epochs of linear warm-up before the cosine", at_least=0)
+    seed: int = option(0, "seed of every draw but --subset and --holdout", at_least=0, at_most=2**63 - 1)
+    out: str = option("", "folder of the run (empty: runs/<dataset>)", free=True)
+    knn_every: int = option(5, "epochs between looks at the kNN accuracy (0: never)", at_least=0, free=True)
+    save_every: int = option(1, "epochs between checkpoints; one more when the run ends", above=0, free=True)
+    device: str = option("auto", "auto, cpu, cuda or mps", free=True)
+    precision: str = option("auto", "numbers that the network computes in", ("auto", "fp32", "bf16"))
+    compile: bool = option(False, "compile the encoder with torch.compile", free=True)
+    workers: int = option(2, "processes that decode images which do not fit in memory", at_least=0, free=True)
+    cache_gb: float = option(4.0, "decoded images up to this size stay in memory, GB", above=0, free=True)
+    cache_dir: str = option("runs/decoded", "where decoded folders are kept (empty: nowhere)", free=True)
+
+    def folder(self) -> Path:
+        return Path(self.out or f"runs/{self.dataset}")
+
+    def check(self) -> None:
+        """Raises UserError, naming the flag, for values that no dataset could make right."""
+        check_bounds(self)
+        check_device(self.device)
+
+
+# laptop: the fields above. demo: a small network for `make demo`. released: the released script's
+# CIFAR-10 command. gpu: CIFAR-10 on one GPU, NOT MEASURED YET; its temperature, m, K = N / 5 and
+# head follow docs/results.md, its lr is the default's for four times the batch, and lr x weight
+# decay is the 1e-4 of the released script.
+RECIPES = {
+    "laptop": {},
+    "demo": dict(width=16, dim=256, hidden=512, negatives=0, epochs=12, knn_every=3),
+    "released": dict(
+        arch="resnet18", size=32, layers=3, hidden=2048, dim=2048, temperature=0.2, bank_momentum=0.5,
+        bank_init="forward", bank_update="npid", negatives=10_000, lam=20.0, kl_temperature=1.0, cutmix=0.5,
+        epochs=200, batch_size=512, lr=1.0, sgd_momentum=0.9, weight_decay=1e-4, warmup=0.0,
+    ),
+    "gpu": dict(
+        dataset="cifar10", arch="resnet18", size=32, negatives=10_000, epochs=200, batch_size=512, lr=0.4,
+        weight_decay=2.5e-4, warmup=10.0, save_every=10, compile=True,
+    ),
+}  # fmt: skip
+
+
+class Pretraining:
+    """What a run learns with and has learnt: encoder, bank, optimiser. `step` is the method.
+
+    count is N, the number of images. encoder and bank replace those that config describes.
+    Extensions override `look`, `network` and `losses`, see lab/README.md.
+    """
+
+    LOSSES = ("loss", "nce", "sqrt_kl")  # what `step` returns
+
+    def __init__(self, config: Config, count: int, device: torch.device, encoder=None, bank=None):
+        c = self.config = config
+        self.device = device
+        self.encoder = (encoder or encoder_of(asdict(c))).to(device, memory_format=torch.channels_last)
+        self.encoder.precision = pick_precision(c.precision, device)
+        self.network = torch.compile(self.encoder) if c.compile else self.encoder
+        bank = bank or MemoryBank(count, c.dim, c.bank_momentum, c.bank_update, c.temperature)
+        self.bank = bank.to(device)
+        self.negatives = c.negatives if c.negatives < count - c.batch_size else 0  # K, or 0 for all N
+        jitter = (c.jitter, c.jitter, c.jitter, c.jitter / 4)
+        self.augment = Augment(
+            c.size, (c.crop_min, 1.0), jitter=jitter, jitter_p=c.jitter_p, gray_p=c.gray, blur_p=c.blur
+        )
+        parameters = self.encoder.parameters()
+        self.optimizer = torch.optim.SGD(parameters, c.lr, c.sgd_momentum, weight_decay=c.weight_decay)
+
+    @property
+    def choices(self) -> int:
+        """The number of rows that a step's softmax runs over."""
+        return self.negatives + self.config.batch_size if self.negatives else self.bank.size
+
+    def init_bank(self, images: Images) -> None:
+        """Section "feature calibrate": one pass of the encoder as it starts."""
+        if self.config.bank_init == "forward":
+            batches = images.batches(torch.arange(len(images)), self.config.batch_size, self.device)
+            self.bank.init_forward(self.encoder, ((self.augment(pixels), index) for pixels, index in batches))
+
+    def step(self, pixels: Tensor, index: Tensor, lr: float) -> Tensor:  # (B, 3, S, S), (B,)
+        """One step on images and their indices: returns (3,) L, L_NCE and L_SqrtKL, detached.
+
+        Raises FloatingPointError, before weights or bank have moved, if the loss is not finite. On
+        CUDA it does not look, because looking stalls the GPU.
+        """
+        batch = self.look(pixels, index)
+        z = self.network(batch.views)  # (B, D) unit rows
+        l_nce, l_kl, seen = self.losses(z, batch)
+        loss = l_nce + self.config.lam * l_kl
+        losses = torch.stack([loss, l_nce, l_kl]).detach()
+        if looking_is_free(losses) and not torch.isfinite(losses).all():
+            raise FloatingPointError
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        # The bank moves last, with the z and P of this step: it moves in place, and autograd still
+        # needs the old rows. The released code moves it first, but its losses use old rows too.
+        with self.encoder.autocast(z):
+            self.bank.update(z, batch.index, weight=batch.weight, **seen)
+        return losses
+
+    def look(self, pixels: Tensor, index: Tensor) -> Batch:
+        """The views that a step trains on: one per image, mixed in pairs if CutMix is on."""
+        batch = Batch(self.augment(pixels), index)
+        return cutmix(batch, self.config.cutmix) if self.config.cutmix else batch
+
+    def losses(self, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict]:
+        """L_NCE, L_SqrtKL (0 if lambda is 0), and what `bank.update` needs to know of them."""
+        c, bank = self.config, self.bank
+        columns = bank.sample(batch.images, self.negatives) if self.negatives else None  # (M,), or None for all N
+        own = bank.locate(batch.index, columns)  # (B,) the column of each image's own row
+        with self.encoder.autocast(z):  # this product may run in bf16 too
+            similarity = bank.similarity(z, columns).float()  # (B, M) cosines
+        target = batch.target(own, similarity.shape[1])  # (B,), or (B, M) shares after CutMix
+        l_nce = nce(similarity, target, c.temperature, batch.weight)
+        l_kl = sqrt_kl(similarity, c.kl_temperature, weight=batch.weight) if c.lam else torch.zeros_like(l_nce)
+        return l_nce, l_kl, {"similarity": similarity, "columns": columns, "target": target}
+
+    def state(self) -> dict:
+        return {name: getattr(self, name).state_dict() for name in ("encoder", "bank", "optimizer")}
+
+    def load(self, checkpoint: dict) -> None:
+        rows = len(checkpoint["bank"]["weight"])
+        if rows != self.bank.size:
+            counts = f"{rows} rows, one per image, but {self.config.dataset} has {self.bank.size} images here"
+            raise UserError(f"--resume: the run's bank has {counts}")
+        for name in ("encoder", "bank", "optimizer"):
+            load_state(getattr(self, name), checkpoint[name], f"--resume: the run's {name}")
 
 
 def learning_rate(config: Config, step: int, per_epoch: int) -> float:
@@ -47,132 +207,54 @@ def learning_rate(config: Config, step: int, per_epoch: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def view_side(config: Config, done: float) -> int:
-    """Side of the views when a share `done` of the run lies behind: from --size-start to --size over three quarters of it.
+def train(
+    config: Config, resume: dict | None = None, dataset: Dataset | None = None, build=Pretraining, watch=None,
+    schedule=None, journal=Journal, stop: SignalCatcher | None = None,
+) -> dict:  # fmt: skip
+    """Pretrain as config says; returns the last epoch's figures and, as "out", the run's folder.
 
-    Small views are cheap, and the first epochs can do with them (progressive resolution, as in arXiv 2104.00298).
-    """
-    start = config.size_start or config.size
-    return start + round((config.size - start) * min(1.0, done / 0.75) / 2) * 2  # an even number of pixels more
-
-
-def seed_of(*numbers) -> int:
-    """A seed that depends on all of the numbers: torch's CPU generator reads 32 bits only, so they are hashed to 32."""
-    return int.from_bytes(hashlib.blake2s(repr(numbers).encode(), digest_size=4).digest(), "big")
-
-
-def epoch_order(config: Config, epoch: int, count: int) -> torch.Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed_of(config.seed, "epoch", epoch)))
-
-
-def train(config: Config, resume: dict | None = None, dataset: Dataset | None = None, watch=None) -> dict:
-    """Pretrain as config says; returns the last epoch's metrics and, as "out", the run's folder.
-
-    resume is a checkpoint of the same configuration, from `read_checkpoint`; without it a run that lies in the same
-    folder is replaced. dataset is what `load_dataset` gave, if it was called already. watch(run, dataset, epoch), if
-    given, is called after every epoch with the `Pretraining`; the figures it returns join that epoch's metrics. Raises
-    UserError for what the user can mend (a diverging loss among it) and Interrupted after Ctrl-C or SIGTERM; the run's
-    last.pt is good in every case.
+    resume is a checkpoint of the same settings; without it, a run in the same folder is replaced.
+    dataset is what `load_dataset` gave. build(config, N, device) makes the learner. After every
+    epoch watch(run, dataset, epoch) returns figures to note; before every step schedule(run, share
+    of the steps done) may change the run. journal keeps the run's folder, stop ends it early.
+    Raises UserError for what the user can mend (a diverging loss is one) and Interrupted after
+    Ctrl-C or SIGTERM. The run's last.pt is good in every case.
     """
     config.check()
     keep_freed_memory()
-    out, device = config.folder(), ranks.start(pick_device(config.device))
-    ranks.part(config.batch_size)  # raises UserError if it cannot be shared out
+    device, batch = pick_device(config.device), config.batch_size  # B
     dataset = (dataset or load_dataset(config)).to(device)
-    count, batch = len(dataset.train), config.batch_size  # N, B
-    per_epoch = count // batch  # the rest of an epoch's shuffled images waits for the next one
-    total = config.epochs * per_epoch
-    run = learner(config)(config, count, device)
-    home = device if device.type == "cuda" else torch.device("cpu")  # where losses add up, without waiting for a GPU
-    step, sums, seconds, history = 0, torch.zeros(len(run.LOSSES), dtype=torch.float64), 0.0, []
-    if resume:
-        run.load(resume)
-        step, sums, seconds, history = resume["step"], resume["sums"], resume["seconds"], resume["history"]
-    elif config.init_from:
-        start_from(run, read_checkpoint(config.init_from), config)
-    sums = sums.to(home)
-
-    def save():
-        if not all(torch.isfinite(p).all() for p in run.encoder.parameters()):
-            raise diverged(config, step, per_epoch, out)
-        state = run.state()
-        if not ranks.first():
-            return
-        progress = {"config": asdict(config), "step": step, "sums": sums.cpu(), "seconds": seconds, "history": history}
-        save_tensors(state | progress, out / "last.pt", "the checkpoint")
-        save_metrics(out, history)
-
-    if ranks.first():
-        start_folder(out, asdict(config) | {"precision": run.encoder.precision}, keep=bool(resume))
-        save_metrics(out, history)
-        where = f"{device} in {run.encoder.precision}" + (f", {ranks.count()} processes" if ranks.count() > 1 else "")
-        print(f"{config.dataset}: {count} images, {config.arch} on {where}, {total} steps -> {out}")
-    stop, stopped = SignalCatcher(), 0
-    quiet = {} if ranks.first() else {"disable": True}
-    bar = tqdm(total=total * batch, initial=step * batch, unit=" images", unit_scale=True, smoothing=0.05, **quiet)
-    with stop, bar:
-        started = time.perf_counter() - seconds
+    images = torch.arange(len(dataset.train))  # (N,)
+    run, stop = build(config, len(images), device), stop or SignalCatcher()
+    with journal(config, run, len(images), resume) as log, stop:
         if not resume:
-            bar.set_description("bank: one forward pass")
             torch.manual_seed(seed_of(config.seed, "bank"))
             run.init_bank(dataset.train)
-        run.forward = ranks.wrap(run.forward, device)
         run.encoder.train()
-        while step < total and not stopped:
-            epoch, done = divmod(step, per_epoch)
-            bar.set_description(f"epoch {epoch + 1}/{config.epochs}")
-            order = epoch_order(config, epoch, count)[done * batch : per_epoch * batch]
+        while log.step < log.total and not stop.signal:
+            number, done = divmod(log.step, log.per_epoch)
+            order = shuffled(images, config.seed, number)[done * batch : log.per_epoch * batch]
             for pixels, index in dataset.train.batches(order, batch, device):
-                torch.manual_seed(seed_of(config.seed, "step", step))
-                lr = learning_rate(config, step, per_epoch)
-                if config.size_start:
-                    for crop in run.crops:
-                        crop.augment.size = view_side(config, step / total)
-                try:
-                    losses = run.step(pixels, index, lr)
-                except FloatingPointError:
-                    raise diverged(config, step, per_epoch, out) from None
-                sums += losses.to(home)
-                step += 1
-                bar.update(batch)
-                stopped = ranks.any_of(stop.signal, device)
-                if stopped:
+                torch.manual_seed(seed_of(config.seed, "step", log.step))
+                if schedule:
+                    schedule(run, log.step / log.total)
+                log.lr = learning_rate(config, log.step, log.per_epoch)
+                log.add(run.step(pixels, index, log.lr))
+                if log.step % log.per_epoch == 0:
+                    log.epoch_ends(lambda: figures(run, dataset, log, watch))
+                if stop.signal:
                     break
-            totals = sums.tolist()  # the one wait for a GPU in an epoch
-            if not all(map(math.isfinite, totals)):
-                raise diverged(config, step, per_epoch, out)
-            seconds = time.perf_counter() - started
-            if step % per_epoch == 0:
-                row = {"epoch": epoch + 1, "step": step, "lr": lr, "seconds": round(seconds, 1)}
-                row |= {name: value / per_epoch for name, value in zip(run.LOSSES, totals)}
-                due = config.knn_every and (step == total or (epoch + 1) % config.knn_every == 0) and ranks.first()
-                if due and dataset.labelled and dataset.test:
-                    row["knn"] = knn_monitor(run.encoder, dataset, asdict(config), device)
-                    bar.set_postfix(loss=f"{row['loss']:.3f}", knn=f"{row['knn']:.1%}")
-                history.append(row | (watch(run, dataset, epoch + 1) if watch else {}))
-                sums.zero_()
-                if step == total or (epoch + 1) % config.save_every == 0:
-                    save()
-                elif ranks.first():
-                    save_metrics(out, history)
-                if (due or step == total) and ranks.first():
-                    draw_progress(history, run.choices, out / "progress.png")
-                started = time.perf_counter() - seconds  # looking and saving are not training
-        if step < total:
-            save()
-    if step < total:
-        message = f"stopped after step {step} of {total}, saved; go on with: python train.py --resume {out}"
-        raise Interrupted(message, stopped)
-    return history[-1] | {"out": str(out)}
+        if log.step < log.total:
+            log.interrupted(stop.signal)
+    return log.history[-1] | {"out": str(log.path)}
 
 
-def learner(config: Config):
-    """The class that makes the steps of config's method."""
-    if config.method == "ours":
-        return Pretraining
-    import baselines  # here: it needs a package that our own method does not
-
-    return baselines.TwoBranches
+def figures(run, dataset: Dataset, log: Journal, watch) -> dict:
+    """What is looked at after an epoch: kNN where it is due, and what watch returns."""
+    every, row = run.config.knn_every, {}
+    if every and (log.step == log.total or log.epoch % every == 0) and dataset.labelled and dataset.test:
+        row["knn"] = knn_monitor(run.encoder, dataset, asdict(run.config), run.device)
+    return row | (watch(run, dataset, log.epoch) if watch else {})
 
 
 def load_dataset(config: Config) -> Dataset:
@@ -187,41 +269,13 @@ def load_dataset(config: Config) -> Dataset:
     return dataset
 
 
-def diverged(config: Config, step: int, per_epoch: int, out: Path) -> UserError:
-    kept = f"{out / 'last.pt'} is the last good checkpoint" if (out / "last.pt").exists() else "nothing was saved yet"
-    lr = learning_rate(config, step, per_epoch)
-    return UserError(f"the loss is no longer finite at step {step}, learning rate {lr:.4g}: try a smaller --lr; {kept}")
-
-
-def main(argv: list[str] | None = None) -> int:
-    try:
-        config, checkpoint = parse(argv, __doc__.split("\n")[0])
-        result = train(config, checkpoint)
-    except UserError as error:
-        if ranks.first():
-            print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as interrupted:
-        if ranks.first():
-            print(interrupted.args[0], file=sys.stderr)
-        return 128 + interrupted.args[1]
-    except RuntimeError as error:
-        if ranks.count() == 1:
-            raise
-        print(f"train.py: another process of the group is gone ({str(error).splitlines()[0]})", file=sys.stderr)
-        print(f"go on, with any number of processes: train.py --resume {config.folder()}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped at once; what was saved before is in the run's folder", file=sys.stderr)
-        return 128 + signal.SIGINT
-    finally:
-        ranks.stop()
-    if not ranks.first():
-        return 0
-    knn = f", kNN {result['knn']:.1%}" if "knn" in result else ""
+@command
+def main(argv: list[str] | None = None) -> None:
+    config, checkpoint = configure(Config, RECIPES, argv, __doc__.split("\n")[0])
+    result = train(config, checkpoint)
+    knn = f", quick kNN {result['knn']:.1%} (k = 20, 1 000 test images at most)" if "knn" in result else ""
     print(f"done in {result['seconds']:.0f} s: loss {result['loss']:.3f}{knn}")
-    print(f"measure it with: python eval_linear.py {result['out']}")
-    return 0
+    print(f"evaluate it with: python eval_linear.py {result['out']}")
 
 
 if __name__ == "__main__":

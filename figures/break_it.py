@@ -1,10 +1,12 @@
-"""Six runs of the method, one right and five with one planted fault each: which is which? (EXERCISES.md, exercise 11)
+"""Six runs, five with a planted fault each: which one is right? (EXERCISES.md, exercise 11)
 
-    python figures/break_it.py              trains them on the embedded shapes, a few minutes, and draws runs/break_it.png
+    python figures/break_it.py              trains them on the embedded shapes, a few minutes,
+                                            and draws runs/break_it.png
     python figures/break_it.py --reveal     names them, and does not train again
 
-The faults are those of tests/faults.py; the letters are dealt anew for every --seed. 500 images, and views that differ by
-little: the loss then comes close to 0, or to the floor that a fault leaves it. Good features are not the aim here.
+The faults come from tests/faults.py; every --seed deals the letters anew. There are only 500
+images and their views differ little, so that the loss comes close to 0, or to the floor that a
+fault leaves. Good features are not the aim.
 """
 
 import json
@@ -13,21 +15,23 @@ import random
 import sys
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import plots
-from sweep import ROOT, SCALES, Config, Parser, Watch, command, train
-
-sys.path.insert(0, str(ROOT / "tests"))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import faults
 
-import pretraining
-from runs import read_checkpoint, replacing, save_text
-from train import load_dataset
+from figures import plots
+from figures.observe import Watch
+from figures.sweep import SCALES
+from plumbing.command_line import Parser, command
+from plumbing.runs import read_checkpoint, replacing, save_text
+from train import Config, Pretraining, load_dataset, train
 
 KINDS = {
-    "nothing is wrong": faults.Plain,
+    "nothing is wrong": faults.AsWritten,
     "rows are not normalised": faults.NotNormalised,
     "P is dropped": faults.NoP,
     "the sign of P is flipped": faults.PullsAll,
@@ -35,32 +39,35 @@ KINDS = {
     "own rows among the negatives": faults.OwnAmongNegatives,
 }
 EASY = SCALES["demo"] | dict(
-    subset=500, width=16, size=20, dim=128, batch_size=50, negatives=440, momentum=0.75, knn_every=0, crop_min=0.9, jitter_p=0.0, gray=0.0,
+    subset=500, width=16, size=20, dim=128, batch_size=50, negatives=440, bank_momentum=0.75, knn_every=0, crop_min=0.9,
+    jitter_p=0.0, gray=0.0,
 )  # fmt: skip
 CURVES = {"nce": "L_NCE, nats", "knn": "kNN, share of the test images", "rank": "effective axes of the bank"}
 
 
+def learner(kind, config: Config, count: int, device) -> Pretraining:
+    """The method with a bank of that kind, and no other change."""
+    bank = kind(count, config.dim, config.bank_momentum, config.bank_update, config.temperature)
+    return Pretraining(config, count, device, bank=bank)
+
+
 def histories(config: Config) -> dict[str, list[dict]]:
-    """A short run with each bank: its figures after every epoch, by what is wrong with it. Training sees no other change."""
-    dataset, found, right = load_dataset(config), {}, pretraining.MemoryBank
-    try:
-        for words, kind in KINDS.items():
-            pretraining.MemoryBank = kind
-            with tempfile.TemporaryDirectory() as folder:
-                train(replace(config, out=folder), None, dataset, Watch(1))
-                found[words] = read_checkpoint(folder)["history"]
-    finally:
-        pretraining.MemoryBank = right
-    return found
+    """The epochs' figures of a short run with each bank, by what is wrong with the bank."""
+    dataset, rows = load_dataset(config), {}
+    for words, kind in KINDS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            train(replace(config, out=folder), None, dataset, partial(learner, kind), Watch(1))
+            rows[words] = read_checkpoint(folder)["history"]
+    return rows
 
 
-def draw(found: dict[str, list[dict]], seed: int, reveal: bool, path) -> None:
-    order = random.Random(seed).sample(list(found), len(found))
+def draw(epochs: dict[str, list[dict]], seed: int, reveal: bool, path) -> None:
+    order = random.Random(seed).sample(list(epochs), len(epochs))
     figure, axes = plots.plt.subplots(1, len(CURVES), figsize=(12, 4), constrained_layout=True)
     for axis, (key, words) in zip(axes, CURVES.items()):
         for i, name in enumerate(order):
             label = f"{'ABCDEF'[i]}: {name}" if reveal else "ABCDEF"[i]
-            rows = [row for row in found[name] if key in row]
+            rows = [row for row in epochs[name] if key in row]
             colour = plots.plt.get_cmap("viridis")(i / len(order))
             axis.plot(
                 [row["epoch"] for row in rows],
@@ -95,8 +102,8 @@ def main(argv: list[str] | None = None) -> None:
     kept = args.out / f"break_it-{args.epochs}-{args.seed}.json"
     if not kept.exists():
         save_text(json.dumps(histories(base)), kept, "--out")
-    with replacing(args.out / "break_it.png", "the picture") as part:
-        draw(json.loads(kept.read_text()), args.seed, args.reveal, part)
+    with replacing(args.out / "break_it.png", "the picture") as place:
+        draw(json.loads(kept.read_text()), args.seed, args.reveal, place)
     print(args.out / "break_it.png")
 
 

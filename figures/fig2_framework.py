@@ -1,37 +1,37 @@
-"""Figure 2: the framework, one branch and one bank, drawn from code: the shapes are those of a real step.
+"""Figure 2: the framework, one branch and one bank, drawn from code with the shapes of a real step.
 
-    python figures/fig2_framework.py                                      the default recipe, 5 000 images
-    python figures/fig2_framework.py --recipe released --images 50000     the released script's
+    python figures/fig2_framework.py                                    the default, 5 000 images
+    python figures/fig2_framework.py --recipe released --images 50000   the released script's
 
-An encoder of that recipe looks at drawn images; the view, the rows of the bank, P and u in the picture are what it made
-of them before its first step. Names in typewriter are those of the code.
+The picture shows what that recipe's encoder makes of drawn images before its first step: the view,
+the rows of the bank, P and u. Names in typewriter are names in the code.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import plots
 import torch
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
-from plots import plt
 
-import shapes
 from bank import MemoryBank
-from config import RECIPES, Config, Parser, command
-from pretraining import Pretraining
-from runs import replacing
+from figures import plots
+from figures.plots import plt
+from plumbing import shapes
+from plumbing.command_line import Parser, command
+from plumbing.runs import replacing
+from train import RECIPES, Config, Pretraining
 
 PICTURE = Path(__file__).parent / "results" / "fig2_framework.png"
 TYPE = {"family": "monospace", "fontsize": 8, "color": plots.GREY}
 
 
 def one_step(config: Config, count: int = 64) -> dict[str, torch.Tensor]:
-    """What the picture shows: `count` drawn images, a view of each, their bank, and P and u of the first view."""
+    """What the picture shows: drawn images, their views and bank, P and u of the first view."""
     pixels = torch.from_numpy(shapes.draw(count, seed=3)[0])  # (count, 3, 32, 32) uint8
     run = Pretraining(config, count, torch.device("cpu"))
-    bank = MemoryBank(count, config.dim, config.momentum, config.bank_update, config.temperature)
+    bank = MemoryBank(count, config.dim, config.bank_momentum, config.bank_update, config.temperature)
     torch.manual_seed(1)
     bank.init_forward(run.encoder, [(run.augment(pixels), torch.arange(count))])
     with torch.no_grad():
@@ -111,7 +111,7 @@ def draw(config: Config, images: int, path) -> None:
     axis.text(
         0.2, 0.75, f"{every}:  $w \\leftarrow$ normalise$({rule[config.bank_update]})$", fontsize=10, color=plots.ORANGE
     )
-    axis.text(0.2, 0.4, f"m = {config.momentum:g}, after the step", **TYPE)
+    axis.text(0.2, 0.4, f"m = {config.bank_momentum:g}, after the step", **TYPE)
 
     top = step["p"].topk(12).indices
     for y, key, colour, text in (
@@ -131,7 +131,7 @@ def draw(config: Config, images: int, path) -> None:
     axis.text(
         0.2,
         5.85,
-        "One branch, one view an image, one bank: its rows are the classifier, and follow the gradient",
+        "One branch, one view per image, one bank: its rows are the classifier, and follow the gradient",
         fontsize=12,
     )
     figure.savefig(path, format="png")
@@ -145,8 +145,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=5000, help="N, the number of images [5000]")
     parser.add_argument("--picture", type=Path, default=PICTURE, help="[%(default)s]")
     args = parser.parse_args(argv)
-    with replacing(args.picture, "the picture") as part:
-        draw(Config(**(RECIPES[args.recipe])), args.images, part)
+    with replacing(args.picture, "the picture") as place:
+        draw(Config(**RECIPES[args.recipe]), args.images, place)
     print(args.picture)
 
 

@@ -1,24 +1,29 @@
 """Figure 3: with and without SqrtKL, accuracy and loss against epochs and against the clock.
 
-    python figures/fig3_convergence.py --scale demo                   the embedded shapes, a few minutes
-    python figures/fig3_convergence.py --data-dir my_cifar10          5 000 images, half an hour on two cores
-    python figures/fig3_convergence.py --scale paper                  CIFAR-10, ResNet-18, 200 epochs, one GPU
+    python figures/fig3_convergence.py --scale demo            the embedded shapes, a few minutes
+    python figures/fig3_convergence.py --data-dir my_cifar10   half an hour on two cores
+    python figures/fig3_convergence.py --scale paper           CIFAR-10, ResNet-18, one GPU
 
-The claim: with SqrtKL the same network needs fewer epochs, since every row then gets gradient in every step.
+The claim: with SqrtKL the same network needs fewer epochs, because every row gets a gradient in
+every step.
 """
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
-import plots
-from plots import plt
-from sweep import Config, figure
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from figures import plots
+from figures.plots import plt
+from figures.sweep import figure
+from lab.train import LabConfig
 
 EPOCHS = {"demo": 12, "cpu": 20, "paper": 200}
 WITHOUT, WITH = "without SqrtKL", "with SqrtKL, λ = 20, T = 1"
 
 
-def points(base: Config, scale: str = "cpu") -> dict[str, Config]:
+def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
     base = replace(base, epochs=EPOCHS[scale])
     return {WITHOUT: base, WITH: replace(base, lam=20.0, kl_temperature=1.0)}
 

@@ -1,17 +1,22 @@
 """Figure 4: accuracy against m, the momentum of the bank's update, for both rules.
 
-    python figures/fig4_momentum.py --scale demo                      the embedded shapes, a few minutes
-    python figures/fig4_momentum.py --data-dir my_cifar10             5 000 images, 40 minutes on two cores
-    python figures/fig4_momentum.py --scale paper                     CIFAR-10, ResNet-18, 200 epochs, one GPU
+    python figures/fig4_momentum.py --scale demo            the embedded shapes, a few minutes
+    python figures/fig4_momentum.py --data-dir my_cifar10   5 000 images, 40 minutes on two cores
+    python figures/fig4_momentum.py --scale paper           CIFAR-10, ResNet-18, 200 epochs, one GPU
 
-m = 0 puts the step's own direction in a row's place, m = 1 would leave the bank as its first forward pass made it.
+m = 0 replaces a row by the direction of the step. m = 1 would leave the bank as its first forward
+pass made it.
 """
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
-import plots
-from sweep import Config, figure
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from figures import plots
+from figures.sweep import figure
+from lab.train import LabConfig
 
 MOMENTA = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99)
 RULES = {"corrected": "corrected rule", "npid": "NPID's rule"}
@@ -21,9 +26,11 @@ def name(words: str, m: float) -> str:
     return f"{words}, m = {m:g}"
 
 
-def points(base: Config, scale: str = "cpu") -> dict[str, Config]:
+def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
     return {
-        name(words, m): replace(base, bank_update=rule, momentum=m) for rule, words in RULES.items() for m in MOMENTA
+        name(words, m): replace(base, bank_update=rule, bank_momentum=m)
+        for rule, words in RULES.items()
+        for m in MOMENTA
     }
 
 

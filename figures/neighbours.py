@@ -2,15 +2,16 @@
 
     python figures/neighbours.py runs/shapes            writes runs/shapes/neighbours.png
 
-Each row is a test image and the training images whose features are closest to its own (cosine), once with the untrained
-encoder and once with the trained one. A frame in blue marks a neighbour of the same class; labels are used for nothing else.
+Each row is a test image and the training images with the closest features (cosine), once for the
+untrained encoder and once for the trained one. A blue frame marks a neighbour of the same class;
+labels serve no other purpose.
 """
 
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import matplotlib
 
@@ -20,13 +21,16 @@ import torch.nn.functional as F
 from matplotlib import pyplot as plt
 from torch import Tensor
 
-from config import Parser, command
+from data import DATASETS
 from eval_linear import eval_side, load_for
-from eval_linear import parse as parse_eval
-from images import Dataset, UserError
-from models import Encoder, pick_device
-from probes import extract, settle_batchnorm, some
-from runs import new_encoder, read_checkpoint
+from lab.backbones import encoder_of
+from models import Encoder
+from plumbing.command_line import Parser, UserError, command
+from plumbing.devices import pick_device
+from plumbing.evaluation import evaluation_options
+from plumbing.features import extract, random_images, settle_batchnorm
+from plumbing.files import Dataset
+from plumbing.runs import read_checkpoint
 
 SAME, OTHER = "#0072b2", "#d55e00"  # colour-blind safe
 
@@ -39,30 +43,31 @@ def nearest(encoder, dataset: Dataset, queries: Tensor, size: int, device, k: in
 
 
 def encoders(checkpoint: dict, dataset: Dataset, size: int, device) -> list[Encoder]:
-    """The run's encoder before its first step, its BatchNorm settled on the images, and as the checkpoint has it."""
-    before, after = (new_encoder(checkpoint["config"]).to(device) for _ in range(2))
+    """The run's encoder before its first step, with settled BatchNorm, and the checkpoint's."""
+    before, after = (encoder_of(checkpoint["config"]).to(device) for _ in range(2))
     settle_batchnorm(before, dataset.train, size, device)
     after.load_state_dict(checkpoint["encoder"])
     return [before, after]
 
 
 def search(pair: list[Encoder], dataset: Dataset, size: int, device, rows: int = 8, k: int = 6, images: int = 5000):
-    """Looks for the neighbours of one test image of each class, at most `rows`, among at most `images` training images.
+    """Neighbours of at most `rows` test images, one per class, among at most `images` others.
 
-    Returns the dataset with only these training images, the test images (Q,), and for each encoder the neighbours (Q, k)
-    and the share of them that are of the image's own class. Both splits need labels.
+    Returns the dataset with only these training images, the test images (Q,), and for each encoder
+    the neighbours (Q, k) and the share of them that belong to the image's own class. Both splits
+    need labels.
     """
-    dataset = replace(dataset, train=dataset.train.take(some(dataset.train, images)))
+    dataset = replace(dataset, train=dataset.train.take(random_images(dataset.train, images)))
     shuffled = torch.randperm(len(dataset.test), generator=torch.Generator().manual_seed(0))
     by_class = [shuffled[dataset.test.labels[shuffled] == c] for c in range(len(dataset.classes))]
     queries = torch.stack([members[0] for members in by_class if len(members)])[:rows]  # one of each class
-    found = [nearest(encoder, dataset, queries, size, device, k) for encoder in pair]
+    hits = [nearest(encoder, dataset, queries, size, device, k) for encoder in pair]
     labels, own = dataset.train.labels, dataset.test.labels[queries][:, None]
-    return dataset, queries, found, [(labels[n] == own).float().mean().item() for n in found]
+    return dataset, queries, hits, [(labels[n] == own).float().mean().item() for n in hits]
 
 
 def grid(rows: int, columns: int, top: float):
-    """A figure of small square pictures with room of `top` inches above them, and its axes (rows, columns)."""
+    """A figure of small square pictures with `top` inches above them, and axes (rows, columns)."""
     side = 0.62  # inches
     figure, axes = plt.subplots(rows, columns, figsize=(side * columns, side * rows + top), squeeze=False)
     for axis in axes.flat:
@@ -73,9 +78,9 @@ def grid(rows: int, columns: int, top: float):
     return figure, axes
 
 
-def fill(axes, dataset: Dataset, queries: Tensor, found: Tensor) -> None:
+def fill(axes, dataset: Dataset, queries: Tensor, hits: Tensor) -> None:
     """Show the neighbours (Q, k) of the test images (Q,) in axes (Q, k)."""
-    for row, query, neighbours in zip(axes, queries.tolist(), found.tolist()):
+    for row, query, neighbours in zip(axes, queries.tolist(), hits.tolist()):
         for axis, i in zip(row, neighbours):
             same = dataset.train.labels[i] == dataset.test.labels[query]
             show(axis, dataset.train, i, SAME if same else OTHER)
@@ -84,12 +89,12 @@ def fill(axes, dataset: Dataset, queries: Tensor, found: Tensor) -> None:
 def draw(checkpoint: dict, dataset: Dataset, path: Path, k: int = 6) -> None:
     size, device = eval_side(checkpoint["config"], dataset.test), pick_device()
     pair = encoders(checkpoint, dataset, size, device)
-    dataset, queries, found, share = search(pair, dataset, size, device, k=k)
+    dataset, queries, hits, share = search(pair, dataset, size, device, k=k)
     figure, axes = grid(len(queries), 2 * k + 2, 0.3)
     for axis, query in zip(axes[:, 0], queries.tolist()):
         show(axis, dataset.test, query, "black")
-    fill(axes[:, 1 : k + 1], dataset, queries, found[0])
-    fill(axes[:, k + 2 :], dataset, queries, found[1])
+    fill(axes[:, 1 : k + 1], dataset, queries, hits[0])
+    fill(axes[:, k + 2 :], dataset, queries, hits[1])
     axes[0, 0].set_title("image", fontsize=9)
     axes[0, 1].set_title(f"nearest, untrained: {share[0]:.0%} of the same class", fontsize=9, loc="left")
     axes[0, k + 2].set_title(f"nearest, trained: {share[1]:.0%} of the same class (blue)", fontsize=9, loc="left")
@@ -105,6 +110,11 @@ def show(axis, images, i: int, colour: str) -> None:
         spine.set(color=colour, linewidth=2, visible=True)
 
 
+def load_images(run: str, config: dict) -> Dataset:
+    """The images of a run with these settings, as eval_linear.py loads them."""
+    return load_for(config, evaluation_options(Parser(), DATASETS).parse_args([run]))
+
+
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.split("\n")[0])
@@ -112,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="the picture [RUN/neighbours.png]")
     args = parser.parse_args(argv)
     checkpoint = read_checkpoint(args.run)
-    dataset = load_for(checkpoint, parse_eval([args.run]))
+    dataset = load_images(args.run, checkpoint["config"])
     if dataset.test is None or dataset.train.labels is None:
         raise UserError(f"{args.run}: its images have no labels to mark neighbours by")
     home = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent

@@ -1,26 +1,26 @@
-"""What a run's figures show beside accuracy: the bank's spectrum, and which rows the gradient of a view reaches."""
+"""What a run is watched for: its bank's spectrum, and which rows the gradient of a view reaches."""
 
 from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
-from config import Config
 from eval_linear import knn_monitor
-from images import Dataset
 from loss import nce, sqrt_kl
-from pretraining import Pretraining
-from probes import some
+from plumbing.features import random_images
+from plumbing.files import Dataset
+from train import Config, Pretraining
 
 RANKS = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512, 724, 1024, 1448, 2048)
 
 
 @torch.no_grad()
 def spectrum(weight: Tensor) -> Tensor:
-    """Shares of the bank's variance along its principal axes, largest first, summing to 1: (min(N, D),).
+    """Shares (min(N, D),) of the bank's variance along its principal axes, largest first.
 
-    They are the squared singular values of W (N, D) less its mean row, over their sum: the eigenvalues of the Cov(W) in
-    L_SqrtKL ≈ Var_j(s_j) / 8 = z' Cov(W) z / 8, which holds where P is nearly uniform.
+    The squared singular values of W (N, D) minus its mean row, divided by their sum. They are the
+    eigenvalues of the Cov(W) in L_SqrtKL ≈ Var_j(s_j) / 8 = z' Cov(W) z / 8, which holds where P is
+    nearly uniform.
     """
     centred = (weight - weight.mean(0)).double()
     gram = centred.T @ centred if len(weight) > weight.shape[1] else centred @ centred.T  # the smaller: far cheaper
@@ -29,32 +29,34 @@ def spectrum(weight: Tensor) -> Tensor:
 
 
 def perplexity(shares: Tensor) -> Tensor:
-    """exp of the entropy along the last dimension: how many equal shares would be as evenly spread."""
+    """exp of the entropy along the last dimension: the number of equal shares as evenly spread."""
     return torch.special.entr(shares).sum(-1).exp()
 
 
 def reach(similarity: Tensor, target: Tensor, config: Config) -> tuple[float, float]:
-    """Of the gradient with respect to one view's similarities (N,): the share that falls on rows other than the image's
-    own, and the number of other rows that it is spread over (perplexity); means over the views of similarity (B, N).
+    """How the gradient with respect to a view's similarities (N,) falls on rows of other images.
 
-    For L_NCE alone that share is exactly 1/2: the pushes P_k / tau add up to the pull (1 - P_y) / tau.
+    Returns the share of the gradient that falls on them, and the number of them that it is spread
+    over (perplexity), as means over the views of similarity (B, N). For L_NCE alone the share is
+    exactly 1/2: the pushes P_k / tau add up to the pull (1 - P_y) / tau.
     """
     similarity = similarity.detach().double().requires_grad_()
     loss = nce(similarity, target, config.temperature)
     if config.lam:
-        loss = loss + config.lam * sqrt_kl(
-            similarity, config.kl_temperature, config.kl_direction, config.kl_detach, config.power
-        )
+        loss = loss + config.lam * sqrt_kl(similarity, config.kl_temperature)
     (gradient,) = torch.autograd.grad(loss, similarity)
     total = gradient.abs().sum(1)  # (B,)
     others = gradient.abs().scatter(1, target[:, None], 0.0)  # (B, N)
-    rest = others.sum(1)  # (B,)
-    return (rest / total).mean().item(), perplexity(others / rest[:, None]).mean().item()
+    pushed = others.sum(1)  # (B,)
+    return (pushed / total).mean().item(), perplexity(others / pushed[:, None]).mean().item()
 
 
 class Watch:
-    """Called after every epoch by `train`: returns the epoch's spectrum and reach and, every `looks` epochs, the kNN
-    accuracy (k = 200) on all test images, which is far less noisy than the run's own look at 1 000 of them."""
+    """The `watch` of `train`: returns the epoch's spectrum and reach.
+
+    Every `looks` epochs it adds the kNN accuracy (k = 200) on all test images, which is far less
+    noisy than the run's own look at 1 000 of them.
+    """
 
     def __init__(self, looks: int = 0, views: int = 256):
         self.looks, self.views = looks, views
@@ -67,7 +69,7 @@ class Watch:
         return row
 
     def bank(self, run: Pretraining, dataset: Dataset) -> dict:
-        index = some(dataset.train, self.views)
+        index = random_images(dataset.train, self.views)
         pixels, index = next(dataset.train.batches(index, len(index), run.device))
         torch.manual_seed(0)  # the same views every time; the next training step seeds anew
         run.encoder.eval()

@@ -1,10 +1,10 @@
-"""One run on one page, to look at and to read: what it learnt, what its bank looks like, what one step does to the bank.
+"""One run on one page: what it learnt, what its bank looks like, what one step does to the bank.
 
     python figures/page.py runs/demo            writes runs/demo/page.html
 
-The page needs a browser and nothing else: its pictures lie inside it. Its words are those of figures/page.html, which
-every function here fills in for one section. A section that needs labels, or a bank, gives way to a sentence where the run
-has none.
+The page needs nothing but a browser: its pictures lie inside it. Its words come from
+figures/page.html; each function in this file fills in one section of it. Where the run has no
+labels or no bank, a sentence replaces the sections that need them.
 """
 
 import base64
@@ -18,25 +18,24 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import neighbours
-import observe
 import torch
 import torch.nn.functional as F
-from plots import BLUE, GREY, ORANGE, plt
 from torch import Tensor
 
 from bank import RULES, MemoryBank
-from config import Config, Parser, command
-from eval_linear import eval_side, load_for
-from eval_linear import parse as parse_eval
-from images import Dataset, UserError
-from models import pick_device
-from pretraining import Pretraining
-from probes import extract, some
-from runs import read_checkpoint, save_text
-from train import seed_of
+from data import seed_of
+from eval_linear import eval_side
+from figures import neighbours, observe
+from figures.plots import BLUE, GREY, ORANGE, plt
+from lab.train import LabConfig, build
+from plumbing.command_line import Parser, UserError, command
+from plumbing.devices import pick_device
+from plumbing.features import extract, random_images
+from plumbing.files import Dataset
+from plumbing.runs import migrate_config, read_checkpoint, save_text
+from train import Pretraining
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 SECTION = re.compile(r'(<section id="(\w+)">\s*<h2>.*?</h2>)(.*?)(?=</section>)', re.S)
@@ -48,8 +47,10 @@ NO_BANK = "This part is about the bank, which the run's method does not keep, so
 
 
 def picture(figure, alt: str, words: str, dpi: int = 150) -> str:
-    """The figure as HTML with its PNG inside and words below it; closes the figure. alt comes before the words for those
-    who do not see it."""
+    """The figure as HTML with its PNG inside and words below it; closes the figure.
+
+    Readers who do not see the picture get alt, then the words.
+    """
     with io.BytesIO() as file:
         figure.savefig(file, format="png", dpi=dpi)
         png = base64.b64encode(file.getvalue()).decode()
@@ -74,11 +75,14 @@ def table(rows: list[list[str]]) -> str:
     return f'<div class="wide"><table>\n{text}</table></div>'
 
 
-# ------------------------------------------------------------------------------------------------------- the sections
+# ------------------------------------------------------------------------------------- the sections
 
 
 def curve(rows: list[dict], key: str, name: str, unit: str, form: str, colour: str, level: int | None = None) -> str:
-    """The picture of history's `key` over epochs, with ln level as a dashed line; form is how its values are written."""
+    """The picture of history's `key` over epochs, with ln level as a dashed line.
+
+    form is the format of its values.
+    """
     figure, axis = panel(xlabel="epoch", ylabel=name + unit)
     values = [row[key] * (100 if "%" in form else 1) for row in rows]
     axis.plot([row["epoch"] for row in rows], values, "o-", color=colour, markersize=3)
@@ -92,7 +96,10 @@ def curve(rows: list[dict], key: str, name: str, unit: str, form: str, colour: s
 
 
 def curves(history: list[dict], choices: int | None) -> dict | str:
-    """From the checkpoint's epochs; choices is the number of rows that a step's softmax runs over, None without a bank."""
+    """From the checkpoint's epochs.
+
+    choices is the number of rows that a step's softmax runs over, None without a bank.
+    """
     if not history:
         return "This run was stopped in its first epoch: there is no curve yet."
     looks, loss = [row for row in history if "knn" in row], ("nce", "NCE loss") if choices else ("loss", "loss")
@@ -104,38 +111,38 @@ def curves(history: list[dict], choices: int | None) -> dict | str:
 
 
 def accuracy(file: Path, config: dict) -> dict | str:
-    """From the JSON that eval_linear.py wrote, if it is there and of this run."""
+    """From the JSON that eval_linear.py wrote, if it exists and belongs to this run."""
     ask = "python eval_linear.py RUN --json RUN/eval.json measures it."
     if not file.is_file():
         return f"This run has no eval.json yet: {ask}"
     try:
-        found = json.loads(file.read_text())
-        rows = [["top-1, % of test images", f"kNN, k = {int(found['k'])}", "linear probe"]]
+        measured = json.loads(file.read_text())
+        rows = [["top-1, % of test images", f"kNN, k = {int(measured['k'])}", "linear probe"]]
         for name, words in (("trained", "trained"), ("untrained", "untrained"), ("raw", "raw pixels")):
-            rows.append([words, *(f"{100 * found[name][key]:.1f}" for key in ("knn", "linear"))])
-        part = {"table": table(rows), "date": escape(found["date"])}
-        same = {**found["config"], "data_dir": ""} == {**config, "data_dir": ""}
+            rows.append([words, *(f"{100 * measured[name][key]:.1f}" for key in ("knn", "linear"))])
+        content = {"table": table(rows), "date": escape(measured["date"])}
+        same = {**migrate_config(measured["config"]), "data_dir": ""} == {**config, "data_dir": ""}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: damaged ({type(error).__name__}); delete it, or measure the run again") from error
-    return part if same else f"The eval.json here is of another run: {ask}"
+    return content if same else f"The eval.json here is of another run: {ask}"
 
 
 def nearest(encoders, dataset: Dataset, size: int, device) -> dict:
-    dataset, queries, found, share = neighbours.search(encoders, dataset, size, device)
+    dataset, queries, hits, share = neighbours.search(encoders, dataset, size, device)
     shown = []
-    for name, index, part in zip(NAMES, found, share):
+    for name, index, own in zip(NAMES, hits, share):
         figure, axes = neighbours.grid(len(queries), index.shape[1] + 1, 0.0)
         for axis, query in zip(axes[:, 0], queries.tolist()):
             neighbours.show(axis, dataset.test, query, "black")
         neighbours.fill(axes[:, 1:], dataset, queries, index)
-        words = f"{name.capitalize()}: {part:.0%} of the neighbours are of the image's own class."
+        words = f"{name.capitalize()}: {own:.0%} of the neighbours are of the image's own class."
         alt = f"{len(queries)} test images, each with its {index.shape[1]} nearest training images."
         shown.append(picture(figure, alt, words, dpi=100))
     return {"pictures": "".join(shown)}
 
 
 def feature_map(encoders, dataset: Dataset, size: int, device) -> dict:
-    test = dataset.test.take(some(dataset.test, SPOTS))
+    test = dataset.test.take(random_images(dataset.test, SPOTS))
     labels, k, shown = test.labels.cpu(), min(10, len(test) - 1), []
     for name, encoder in zip(NAMES, encoders):
         features = F.normalize(extract(encoder, test, size, device), dim=1)  # (T, F)
@@ -158,7 +165,10 @@ def feature_map(encoders, dataset: Dataset, size: int, device) -> dict:
 
 
 def spectrum(start: Tensor | None, end: Tensor, init: str) -> dict:
-    """start and end are the bank's rows (N, D) before the first step (None if unknown) and in the checkpoint."""
+    """The spectra of the bank before the first step and in the checkpoint.
+
+    start (None if unknown) and end are its rows (N, D).
+    """
     figure, axis = panel(xscale="log", yscale="log", xlabel="principal axis of the bank", ylabel="share of variance, %")
     words = []
     for name, weight, colour in (("Before the first step", start, GREY), ("In the checkpoint", end, BLUE)):
@@ -166,7 +176,7 @@ def spectrum(start: Tensor | None, end: Tensor, init: str) -> dict:
             shares = observe.spectrum(weight.float())
             variance = 1 - weight.float().mean(0).square().sum()
             words.append(f"{name}: {observe.perplexity(shares):.1f} effective axes, variance {variance:.3f}.")
-            shares = shares[shares > 1e-6 * shares[0]]  # the rest is rounding
+            shares = shares[shares > 1e-6 * shares[0]]  # smaller ones are rounding
             axis.plot(range(1, len(shares) + 1), 100 * shares.cpu(), color=colour, label=name.lower())
     axis.legend()
     shown = picture(figure, "The bank's variance along each principal axis, on logarithmic scales.", " ".join(words))
@@ -176,9 +186,12 @@ def spectrum(start: Tensor | None, end: Tensor, init: str) -> dict:
 
 @torch.no_grad()
 def one_step(run: Pretraining, dataset: Dataset) -> dict:
-    """Move the checkpoint's bank by one batch under either rule; weights, and the run's own bank, stay as they are."""
-    m, tau, batch = run.config.momentum, run.config.temperature, run.config.batch_size
-    pixels, index = next(dataset.train.batches(some(dataset.train, batch), batch, run.device))
+    """Move the checkpoint's bank by one batch under either rule.
+
+    The weights and the run's own bank stay as they are.
+    """
+    m, tau, batch = run.config.bank_momentum, run.config.temperature, run.config.batch_size
+    pixels, index = next(dataset.train.batches(random_images(dataset.train, batch), batch, run.device))
     torch.manual_seed(0)  # the same views every time
     run.encoder.train()
     z = run.encoder(run.augment(pixels)).float()  # (B, D)
@@ -201,69 +214,88 @@ def one_step(run: Pretraining, dataset: Dataset) -> dict:
         figure, axis = panel(xlabel="cosine with the view, before the step", ylabel="the row moved, degrees")
         axis.set_yscale("symlog", linthresh=1e-2)
         axis.set_ylim(-2e-3, 180)
-        for words, part, colour, size in (("other rows", ~own, GREY, 4), ("own rows", own, ORANGE, 9)):
-            axis.scatter(cosine[part].cpu(), moved[part].cpu(), size, colour, linewidth=0, alpha=0.6, label=words)
-            if part.any():
-                towards = nearer[part & (moved > 0)].float()
+        for words, chosen, colour, size in (("other rows", ~own, GREY, 4), ("own rows", own, ORANGE, 9)):
+            axis.scatter(cosine[chosen].cpu(), moved[chosen].cpu(), size, colour, linewidth=0, alpha=0.6, label=words)
+            if chosen.any():
+                towards = nearer[chosen & (moved > 0)].float()
                 share = f"{towards.mean():.0%} of {len(towards)}" if len(towards) else "none moved"
-                rows.append([f"{name}, {words}", str(int(part.sum())), f"{moved[part].median():.3g}°", share])
+                rows.append([f"{name}, {words}", str(int(chosen.sum())), f"{moved[chosen].median():.3g}°", share])
         axis.legend(loc="lower right", markerscale=2.5)
         words = "Median moves. " + "; ".join(f"{row[0]}: {row[2]}" for row in rows if row[0].startswith(name)) + "."
         shown.append(picture(figure, "How far every row of the bank moved, against its cosine with a view.", words))
     return {"batch": len(index), "m": f"{m:g}", "tau": f"{tau:g}", "pictures": "".join(shown), "table": table(rows)}
 
 
-# ----------------------------------------------------------------------------------------------------------- the page
+# ----------------------------------------------------------------------------------------- the page
 
 
-def build(place: str, home: Path, checkpoint: dict, dataset: Dataset) -> str:
-    """The page's HTML. Raises UserError for a run of another version, or one whose images are no longer as many."""
+def compose(place: str, home: Path, checkpoint: dict, dataset: Dataset) -> str:
+    """The page's HTML.
+
+    Raises UserError for a run of another version, or one whose images are no longer as many.
+    """
     try:
-        c = Config(**checkpoint["config"])
+        config = LabConfig(**checkpoint["config"])
     except TypeError as error:
         raise UserError(f"{place}: written by another version of this code ({error})") from error
-    device, history, run = pick_device(), checkpoint["history"], None
+    device, run = pick_device(), None
     dataset = dataset.to(device)
-    parts = {"accuracy": NO_LABELS, "neighbours": NO_LABELS, "map": NO_LABELS, "spectrum": NO_BANK, "step": NO_BANK}
+    sections = dict.fromkeys(("accuracy", "neighbours", "map"), NO_LABELS)
+    sections |= dict.fromkeys(("spectrum", "step"), NO_BANK)
     measured = home / "eval.json"
     if dataset.labelled or measured.is_file():  # another dataset's labels can measure any run
-        parts["accuracy"] = accuracy(measured, checkpoint["config"])
-    if c.method == "ours":
-        run = Pretraining(replace(c, compile=False, shard_bank=False), len(dataset.train), device)
-        if (count := len(checkpoint["bank"]["weight"])) != run.bank.size:
-            raise UserError(
-                f"{place}: its bank has {count} rows, one an image, but there are {run.bank.size} images now"
-            )
-        start = None
-        if not c.init_from:  # the bank as `train` begins with it
-            torch.manual_seed(seed_of(c.seed, "bank"))
-            run.init_bank(dataset.train)
-            start = run.bank.weight.clone()
-        run.load(checkpoint)
-        parts |= {"spectrum": spectrum(start, run.bank.weight, c.bank_init), "step": one_step(run, dataset)}
+        sections["accuracy"] = accuracy(measured, checkpoint["config"])
+    if config.method == "ours":
+        run, start = restored(place, config, checkpoint, dataset, device)
+        sections |= {"spectrum": spectrum(start, run.bank.weight, config.bank_init), "step": one_step(run, dataset)}
     if dataset.test:
         size = eval_side(checkpoint["config"], dataset.test)
         encoders = neighbours.encoders(checkpoint, dataset, size, device)
-        parts["map"] = feature_map(encoders, dataset, size, device)
+        sections["map"] = feature_map(encoders, dataset, size, device)
         if dataset.train.labels is not None:
-            parts["neighbours"] = nearest(encoders, dataset, size, device)
-    parts["curves"] = curves(history, run and run.choices)
+            sections["neighbours"] = nearest(encoders, dataset, size, device)
+    sections["curves"] = curves(checkpoint["history"], run and run.choices)
+    about = vars(config) | {"run": home.resolve().name, "count": len(dataset.train)}
+    about |= {"done": len(checkpoint["history"]), "seconds": round(checkpoint["seconds"])}
+    return fill(about, sections)
+
+
+def restored(place: str, config: LabConfig, checkpoint: dict, dataset: Dataset, device):
+    """The run as its checkpoint has it, and the bank's rows (N, D) before the first step.
+
+    The rows are None for a run that started from another run's weights.
+    """
+    settings = replace(config, compile=False, shard_bank=False, init_from="")
+    run, start = build(settings, len(dataset.train), device), None
+    if (count := len(checkpoint["bank"]["weight"])) != run.bank.size:
+        problem = f"its bank has {count} rows, one per image, but there are {run.bank.size} images now"
+        raise UserError(f"{place}: {problem}")
+    if not config.init_from:  # the bank as `train` begins with it
+        torch.manual_seed(seed_of(config.seed, "bank"))
+        run.init_bank(dataset.train)
+        start = run.bank.weight.clone()
+    run.load(checkpoint)
+    return run, start
+
+
+def fill(about: dict, sections: dict) -> str:
+    """The template with the run's settings and the content of every section in it."""
 
     def section(match: re.Match) -> str:
         head, name, body = match.groups()
-        part = parts[name]
-        return f"{head}\n<p>{escape(part)}</p>\n" if isinstance(part, str) else head + Template(body).substitute(part)
+        content = sections[name]
+        if isinstance(content, str):
+            return f"{head}\n<p>{escape(content)}</p>\n"
+        return head + Template(body).substitute(content)
 
-    head, *rest = TEMPLATE.read_text(encoding="utf-8").partition("<section")
-    about = vars(c) | {"run": home.resolve().name, "count": len(dataset.train), "done": len(history)}
-    about["seconds"] = round(checkpoint["seconds"])
+    head, tag, body = TEMPLATE.read_text(encoding="utf-8").partition("<section")
     named = {name: escape(f"{value:g}" if isinstance(value, float) else str(value)) for name, value in about.items()}
-    return Template(head).substitute(named) + SECTION.sub(section, "".join(rest))
+    return Template(head).substitute(named) + SECTION.sub(section, tag + body)
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("run", help="a run's folder")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page [RUN/page.html]")
     parser.add_argument("--data-dir", help="where the run's images lie now [as in the run]")
@@ -275,7 +307,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--out {place}: name a file in a folder that exists")
     if args.data_dir:
         checkpoint["config"]["data_dir"] = args.data_dir
-    html = build(args.run, home, checkpoint, load_for(checkpoint, parse_eval([args.run])))
+    html = compose(args.run, home, checkpoint, neighbours.load_images(args.run, checkpoint["config"]))
     save_text(html.encode("ascii", "xmlcharrefreplace").decode(), place, "the page")
     print(place)
 

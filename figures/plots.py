@@ -1,6 +1,6 @@
-"""What the figures share: colours that colour-blind readers can tell apart, lines and bars with their spread over seeds.
+"""Plots that the figures share: colours for colour-blind readers, lines and bars with their spread.
 
-Every plotting function takes the runs of `sweep.sweep`: dictionaries with "name", "seed", "final" and "epochs".
+Every function takes the runs of `sweep.sweep`: dictionaries with "name", "seed", "final", "epochs".
 """
 
 import matplotlib
@@ -20,9 +20,9 @@ plt.rcParams.update({
 
 
 def percent(runs: list[dict], name: str, key: str) -> torch.Tensor:
-    """The final accuracies (S,) of a point, one a seed in the order of the seeds, in percent."""
-    mine = sorted((run for run in runs if run["name"] == name), key=lambda run: run["seed"])
-    return torch.tensor([100 * run["final"][key] for run in mine], dtype=torch.float64)
+    """The final accuracies (S,) of a point, in percent and in the order of the seeds."""
+    own = sorted((run for run in runs if run["name"] == name), key=lambda run: run["seed"])
+    return torch.tensor([100 * run["final"][key] for run in own], dtype=torch.float64)
 
 
 def deviation(values: torch.Tensor) -> float:
@@ -30,14 +30,14 @@ def deviation(values: torch.Tensor) -> float:
 
 
 def change(runs: list[dict], name: str, other: str, key: str) -> tuple[float, float]:
-    """How much higher the point `name` is than `other`, in percentage points, and the standard error of that."""
+    """How much higher point `name` is than `other`, in percent points, and the standard error."""
     a, b = percent(runs, name, key), percent(runs, other, key)
     error = (deviation(a) ** 2 / len(a) + deviation(b) ** 2 / len(b)) ** 0.5
     return (a.mean() - b.mean()).item(), error
 
 
 def settings(runs: list[dict]) -> str:
-    """What the picture was measured on, for its foot; what differs between its runs is left out."""
+    """What the picture was measured on, for its foot, without what differs between its runs."""
     config = runs[0]["config"]
     same = {key: len({str(run["config"].get(key)) for run in runs}) == 1 for key in config}
     count = f"{config['subset']:,} images of ".replace(",", " ") if config["subset"] else ""
@@ -59,15 +59,16 @@ def finish(figure, title: str, runs: list[dict], path) -> None:
 
 
 def lines(path, runs: list[dict], points: dict[str, list[str]], labels: list[str], xlabel: str, title: str) -> None:
-    """Linear probe and kNN, side by side, over equally spaced labels: mean, standard deviation and every single run.
+    """Linear probe and kNN, side by side, over equally spaced labels.
 
-    points gives each line's legend the names of its points, one a label.
+    Shows the mean, the standard deviation and every run. points gives, for each line's legend, the
+    names of its points, one per label.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
     for axis, (key, words) in zip(axes, FIGURES.items()):
         for i, (legend, names) in enumerate(points.items()):
             colour = (BLUE, ORANGE, GREEN)[i]
-            x = torch.arange(len(names)) + 0.08 * (i - (len(points) - 1) / 2)  # beside each other, not on top
+            x = torch.arange(len(names)) + 0.08 * (i - (len(points) - 1) / 2)  # next to each other, not on top
             values = [percent(runs, name, key) for name in names]
             for place, seeds in zip(x.tolist(), values):
                 axis.plot([place] * len(seeds), seeds, ".", color=colour, alpha=0.4, markersize=5)
@@ -79,7 +80,7 @@ def lines(path, runs: list[dict], points: dict[str, list[str]], labels: list[str
 
 
 def bars(path, runs: list[dict], names: list[str], title: str) -> None:
-    """A pair of horizontal bars a point, linear probe and kNN, with standard deviation and every single run."""
+    """Two horizontal bars per point, linear probe and kNN, with deviation and every run."""
     figure, axis = plt.subplots(figsize=(10, 0.6 * len(names) + 1.5), constrained_layout=True)
     for (key, words), colour, shift in zip(FIGURES.items(), (BLUE, ORANGE), (-0.19, 0.19)):
         values = [percent(runs, name, key) for name in names]
@@ -99,12 +100,12 @@ def bars(path, runs: list[dict], names: list[str], title: str) -> None:
 
 
 def band(axis, x, values: torch.Tensor, colour: str, label: str = "", style: str = "-") -> None:
-    """A line through the mean of values (S, X) over seeds and, shaded, the range of the seeds."""
+    """A line through the mean of values (S, X) over seeds; the range of the seeds is shaded."""
     axis.plot(x, values.mean(0), color=colour, label=label, linestyle=style, marker=MARKERS[colour], markersize=3)
     axis.fill_between(x, values.amin(0), values.amax(0), color=colour, alpha=0.2, linewidth=0)
 
 
 def history(runs: list[dict], name: str, key: str) -> torch.Tensor:
     """The epochs' figures (S, X) of a point, from the epochs that have them."""
-    mine = [run for run in runs if run["name"] == name]
-    return torch.tensor([[row[key] for row in run["epochs"] if key in row] for run in mine], dtype=torch.float64)
+    own = [run for run in runs if run["name"] == name]
+    return torch.tensor([[row[key] for row in run["epochs"] if key in row] for run in own], dtype=torch.float64)

@@ -1,15 +1,16 @@
-"""Run a set of configurations over seeds, a process each, keep their figures in one small JSON file, and draw from it.
+"""Run settings over seeds, one process per run, keep the figures in a JSON file, draw from it.
 
-Each script beside this one names its `points` (configurations) and a `draw`, and ends in `figure`, which gives it the
-same command line:
+A figure's script, or a study, names its `points` (settings) and a `draw`. It ends in `figure`,
+which gives it this command line:
 
     --scale demo     the embedded shapes and a small network: a few minutes, for a classroom
     --scale cpu      5 000 images of CIFAR-10 and a small network: an hour or two on two cores
     --scale paper    CIFAR-10, ResNet-18 and 200 epochs: one GPU
 
-figures/results/<figure>-<scale>.json holds {"runs": [...]}, one entry a finished run with its configuration, seed,
-hardware, date, figures of every epoch and final accuracies. A run that is in there, or in another figure's file beside
-it, is not repeated; one that was stopped goes on at its last epoch. So a sweep can be interrupted at any point.
+figures/results/<figure>-<scale>.json holds {"runs": [...]}: per finished run its settings, seed,
+hardware, date, the figures of every epoch and the final accuracies. A run in this file, or in
+another figure's file in the same folder, is not repeated. A run that was stopped resumes at its
+last epoch. So a sweep can be interrupted at any time.
 """
 
 import argparse
@@ -21,54 +22,70 @@ import signal
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from multiprocessing import active_children, get_context
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-RESULTS = Path(__file__).parent / "results"
-
 import torch
-from observe import Watch
 from tqdm import tqdm
 
 import data
-from config import FREE_ON_RESUME, RECIPES, Config, Parser, command
-from eval_linear import evaluate
-from images import Dataset, UserError
-from measure import hardware, peak_memory
-from models import pick_device, pick_precision
-from runs import read_checkpoint, replacing, save_text
-from train import learner as learner_of
-from train import load_dataset, train
+from figures.observe import Watch
+from lab.evaluate import evaluate
+from lab.measure import peak_memory
+from lab.train import LabConfig, build, train
+from plumbing.command_line import Parser, UserError, command
+from plumbing.devices import hardware, pick_device, pick_precision
+from plumbing.files import Dataset
+from plumbing.runs import read_checkpoint, replacing, save_text
+from train import RECIPES, load_dataset
 
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "figures" / "results"
+
+# The settings that the first round of measurements started from, at their values of that time:
+# today's defaults may differ. A stored run that lacks one of them was made with this value.
+ROUND_ONE = dict(
+    arch="resnet10", width=0, size=24, eval_size=0, layers=2, hidden=2048, dim=2048, temperature=0.07,
+    bank_momentum=0.75, bank_init="forward", bank_update="corrected", negatives=1000, lam=0.0, kl_temperature=1.0,
+    crop_min=0.2, jitter=0.4, jitter_p=0.8, gray=0.2, blur=0.0, cutmix=0.0, epochs=36, batch_size=128, lr=0.1,
+    sgd_momentum=0.9, weight_decay=1e-4, warmup=2.0,
+)  # fmt: skip
 SCALES = {
-    "demo": dict(
-        dataset="shapes", subset=1000, width=8, size=16, dim=64, hidden=128, negatives=0, batch_size=64, momentum=0.9,
-        epochs=4, warmup=1.0,
+    "demo": ROUND_ONE | dict(
+        dataset="shapes", subset=1000, width=8, size=16, dim=64, hidden=128, negatives=0, batch_size=64,
+        bank_momentum=0.9, epochs=4, warmup=1.0,
     ),
-    "cpu": dict(dataset="folder", subset=5000, width=16, size=24, dim=512, hidden=1024, negatives=0, epochs=6),
-    # The released script's settings with the paper's update rule, and neither SqrtKL nor CutMix unless a figure says so.
-    "paper": RECIPES["released"] | dict(dataset="cifar10", bank_update="corrected", lam=0.0, cutmix=0.0, save_every=10, compile=True),
+    "cpu": ROUND_ONE | dict(
+        dataset="folder", subset=5000, width=16, size=24, dim=512, hidden=1024, negatives=0, epochs=6,
+    ),
+    # The released script's settings with the paper's update rule. SqrtKL and CutMix are off unless
+    # a figure turns them on.
+    "paper": ROUND_ONE | RECIPES["released"] | dict(
+        dataset="cifar10", bank_update="corrected", lam=0.0, cutmix=0.0, save_every=10, compile=True,
+    ),
 }  # fmt: skip
 
-# ------------------------------------------------------------------------------------------------------- running points
+# ---------------------------------------------------------------------------------- running points
 
 
 def identity(config: dict, seed: int) -> str:
-    """What makes two runs the same: every setting but where things are and how fast they run.
+    """What makes two runs the same: every setting but where things lie and how fast they run.
 
-    A setting that was added after a run was made counts with its default.
+    A setting that was added after a run was made counts with its value in ROUND_ONE, or its
+    default.
     """
-    settings = asdict(Config(**(config | {"seed": seed})))
-    return json.dumps({k: v for k, v in settings.items() if k not in FREE_ON_RESUME}, sort_keys=True)
+    settings = LabConfig(**(ROUND_ONE | config | {"seed": seed}))
+    return json.dumps({f.name: getattr(settings, f.name) for f in fields(settings) if not f.metadata["free"]})
 
 
 @lru_cache
 def fingerprint(dataset: str, data_dir: str) -> str:
-    """A short hash of a folder of images, by names and sizes of files; empty if they are not here, or not a folder."""
+    """A short hash of a folder of images, by names and sizes of files.
+
+    Empty if the dataset is not a folder, or the folder does not exist.
+    """
     root = Path(data_dir)
     if dataset != "folder" or not root.is_dir():
         return ""
@@ -77,7 +94,10 @@ def fingerprint(dataset: str, data_dir: str) -> str:
 
 
 def read(file: Path) -> list[dict]:
-    """The finished runs of a results file, none if it does not exist. Raises UserError if it is damaged."""
+    """The finished runs of a results file, none if it does not exist.
+
+    Raises UserError if the file is damaged.
+    """
     if not file.exists():
         return []
     try:
@@ -91,29 +111,31 @@ def read(file: Path) -> list[dict]:
 
 
 @lru_cache(maxsize=1)
-def images(**fields) -> Dataset:
-    """Decoded once in a process; fields of a configuration that say which images."""
-    return load_dataset(Config(**fields))
+def images(**settings) -> Dataset:
+    """The dataset of these settings, decoded once per process."""
+    return load_dataset(LabConfig(**settings))
 
 
-def run_one(name: str, config: Config, threads: int, looks: int, controls: bool, keep: str, memory: bool, measure):
+def run_one(name: str, config: LabConfig, threads: int, looks: int, controls: bool, keep: str, memory: bool, measure):
     """Train and evaluate; returns the run's entry in the results.
 
-    measure(checkpoint, dataset), if given, makes the final figures instead of `evaluate`: knn and linear among them.
-    A point's init_from names no place: it is JSON, the settings that the run to start from has instead of the point's (and
-    of its bank_init, the default's). That run is made first, with the same seed, for this one alone.
+    measure(checkpoint, dataset), if given, replaces `evaluate`: it returns the final figures, "knn"
+    and "linear" among them. A point's init_from is not a place but JSON: the settings in which the
+    run to start from differs from the point (its bank_init is ROUND_ONE's unless named). That run
+    is made first, with the same seed, for this point alone.
 
-    Its folder lies in `keep` or, until the run is in the results, in runs/figures; a run that stopped goes on from there.
+    The run's folder lies in `keep`, or in runs/figures until the run is in the results. A stopped
+    run resumes from it.
     """
     torch.set_num_threads(threads)
     known = hashlib.blake2s(identity(asdict(config), config.seed).encode(), digest_size=6).hexdigest()
     folder = Path(keep or ROOT / "runs" / "figures") / known
-    begun = replace(config, out=str(folder))
+    settings = replace(config, out=str(folder))
     if config.init_from:
-        begun.init_from = f"{folder}-before"
-        before = {"init_from": "", "bank_init": Config.bank_init, "out": begun.init_from} | json.loads(config.init_from)
-        trained(replace(config, **before), 0)
-    checkpoint, dataset = trained(begun, looks)
+        settings.init_from = f"{folder}-before"
+        before = {"init_from": "", "bank_init": ROUND_ONE["bank_init"], "out": settings.init_from}
+        trained(replace(config, **(before | json.loads(config.init_from))), 0)
+    checkpoint, dataset = trained(settings, looks)
     precision = pick_precision(config.precision, pick_device(config.device))
     if measure:
         final = {"trained": measure(checkpoint, dataset)}
@@ -123,55 +145,55 @@ def run_one(name: str, config: Config, threads: int, looks: int, controls: bool,
         shutil.rmtree(folder)
         shutil.rmtree(f"{folder}-before", ignore_errors=True)
     return {
-        "name": name, "method": config.method, "seed": config.seed, "config": asdict(replace(config, out="", data_dir="")),
-        "data": fingerprint(config.dataset, config.data_dir),
-        "hardware": f"{hardware(config.device)}, {precision}, {threads} thread{'s' * (threads > 1)}", "date": time.strftime("%Y-%m-%d"),
-        "epochs": checkpoint["history"], "final": final["trained"],
+        "name": name, "method": config.method, "seed": config.seed,
+        "config": asdict(replace(config, out="", data_dir="")), "data": fingerprint(config.dataset, config.data_dir),
+        "hardware": f"{hardware(config.device)}, {precision}, {threads} thread{'s' * (threads > 1)}",
+        "date": time.strftime("%Y-%m-%d"), "epochs": checkpoint["history"], "final": final["trained"],
         "controls": {k: v for k, v in final.items() if k != "trained"},
     } | ({"step_mib": step_memory(config, dataset)} if memory else {})  # fmt: skip
 
 
-def trained(config: Config, looks: int) -> tuple[dict, Dataset]:
-    """The checkpoint of a run, made or gone on with in its folder, and its images."""
+def trained(config: LabConfig, looks: int) -> tuple[dict, Dataset]:
+    """The checkpoint of a run, made or resumed in its folder, and its images."""
     folder = config.folder()
     resume = read_checkpoint(str(folder)) if (folder / "last.pt").exists() else None
-    where = "dataset data_dir subset holdout size batch_size negatives cache_gb workers cache_dir".split()
+    where = "dataset data_dir subset holdout size batch_size cache_gb workers cache_dir".split()
     dataset = images(**{field: getattr(config, field) for field in where})
-    train(config, resume, dataset, Watch(looks))
+    train(config, resume, dataset, watch=Watch(looks))
     return read_checkpoint(str(folder)), dataset
 
 
-def step_memory(config: Config, dataset: Dataset) -> int:
-    """MiB that a step takes at its peak beyond the images, the network and the bank: activations, gradients, momenta."""
+def step_memory(config: LabConfig, dataset: Dataset) -> int:
+    """Peak memory of a step in MiB: activations, gradients and momenta.
+
+    Images, network and bank are not counted.
+    """
     device = pick_device(config.device)
-    learner = learner_of(config)(config, len(dataset.train), device)
+    learner = build(config, len(dataset.train), device)
     learner.encoder.train()
     pixels, index = next(dataset.to(device).train.batches(torch.arange(config.batch_size), config.batch_size, device))
     return round(peak_memory(lambda: learner.step(pixels, index, config.lr), device))
 
 
 def sweep(
-    file: Path, points: dict[str, Config], seeds=(0, 1, 2), jobs=2, looks=0, controls=False, keep="", needs=(),
+    file: Path, points: dict[str, LabConfig], seeds=(0, 1, 2), jobs=2, looks=0, controls=False, keep="", needs=(),
     memory=False, measure=None,
 ) -> list[dict]:  # fmt: skip
-    """All runs of points x seeds, from the file or made now, `jobs` at a time; returned in the order of the points.
+    """All runs of points x seeds, from the file or made now, `jobs` at a time.
 
-    A run that is there counts if its epochs or its final figures have those named by needs; so do those in the files
-    beside this one.
+    Returns them in the order of the points. A stored run counts if its epochs or its final figures
+    have everything in needs. Runs in the other files of the folder count too.
     """
     runs = [run for run in read(file) if whole(run, needs)]
-    here = {fingerprint(config.dataset, config.data_dir) for config in points.values()}
+    data_now = {fingerprint(config.dataset, config.data_dir) for config in points.values()}
     folders = {run["data"] for run in runs if run["config"]["dataset"] == "folder"}
-    if folders - here and here != {""}:
+    if folders - data_now and data_now != {""}:
         raise UserError(f"{file}: measured on other images than those in --data-dir; name another file with --results")
     wanted = [(name, replace(config, seed=seed)) for seed in seeds for name, config in points.items()]
     need = {identity(asdict(c), c.seed) for _, c in wanted} - {identity(run["config"], run["seed"]) for run in runs}
-    for other in sorted(file.parent.glob("*.json")) if need and not controls else ():
-        for run in neighbour(other):
-            known = identity(run["config"], run["seed"])
-            if known in need and whole(run, needs) and (run["data"] in here or here == {""}):
-                need.remove(known)
-                runs.append(run)
+    if need and not controls:
+        runs += borrowed(file, need, needs, data_now)
+        need -= {identity(run["config"], run["seed"]) for run in runs}
     missing = [(name, c) for name, c in wanted if identity(asdict(c), c.seed) in need]
     if missing:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -185,13 +207,24 @@ def sweep(
                     bar.update()
             except UserError as error:
                 raise UserError(f"{file} lacks {len(wanted) - bar.n} of {len(wanted)} runs: {error}") from error
-    found = {identity(run["config"], run["seed"]): run for run in runs}
+    by_identity = {identity(run["config"], run["seed"]): run for run in runs}
     order = sorted(wanted, key=lambda w: list(points).index(w[0]))
-    return [found[identity(asdict(c), c.seed)] | {"name": name} for name, c in order]
+    return [by_identity[identity(asdict(c), c.seed)] | {"name": name} for name, c in order]
 
 
 def whole(run: dict, needs) -> bool:
     return set(needs) <= run["epochs"][-1].keys() | run["final"].keys()
+
+
+def borrowed(file: Path, wanted: set[str], needs, data_now: set[str]) -> list[dict]:
+    """Runs with a wanted identity in the other files of the folder, one per identity."""
+    runs = {}
+    for other in sorted(file.parent.glob("*.json")):
+        for run in neighbour(other):
+            known = identity(run["config"], run["seed"])
+            if known in wanted - runs.keys() and whole(run, needs) and (run["data"] in data_now or data_now == {""}):
+                runs[known] = run
+    return list(runs.values())
 
 
 def neighbour(file: Path) -> list[dict]:
@@ -203,23 +236,26 @@ def neighbour(file: Path) -> list[dict]:
         return []
 
 
-def side_by_side(missing: list[tuple[str, Config]], jobs: int, *options):
-    """Yields the entries of the missing runs as they finish. On an interruption the processes save what they have."""
+def side_by_side(missing: list[tuple[str, LabConfig]], jobs: int, *options):
+    """Yields the entries of the missing runs as they finish.
+
+    On an interruption the processes save what they have.
+    """
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported: the processes show no bars, this one does
+    os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when imported: no bars in the processes, only this one's
     with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=silence) as pool:
-        left, running = list(missing), set()
+        waiting, running = list(missing), set()
         try:
-            while left or running:
-                while left and len(running) < jobs:  # no more than that: a run in the pool's queue cannot be recalled
-                    name, config = left.pop(0)
+            while waiting or running:
+                while waiting and len(running) < jobs:  # no more: a run in the pool's queue cannot be recalled
+                    name, config = waiting.pop(0)
                     running.add(pool.submit(run_one, name, config, threads, *options))
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield future.result()
         except BaseException:
             for process in active_children():
-                os.kill(process.pid, signal.SIGTERM)  # caught in training: saves, and stops
+                os.kill(process.pid, signal.SIGTERM)  # training catches it, saves and stops
             raise
 
 
@@ -227,11 +263,11 @@ def silence() -> None:
     sys.stdout = open(os.devnull, "w")
 
 
-# ------------------------------------------------------------------------------------------- one command line for all
+# -------------------------------------------------------------------- one command line for all
 
 
 def spread(runs: list[dict], name: str, figure: str) -> str:
-    """A point's mean ± standard deviation over its seeds, in percent; the mean alone for one seed."""
+    """A point's mean ± standard deviation over seeds, in percent; for one seed the mean alone."""
     values = torch.tensor([100 * run["final"][figure] for run in runs if run["name"] == name], dtype=torch.float64)
     return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
 
@@ -251,9 +287,9 @@ def arguments(name: str, description: str, argv: list[str] | None) -> argparse.N
     parser.add_argument("--dataset", choices=data.DATASETS, help="as in train.py [shapes, folder or cifar10, by scale]")
     parser.add_argument("--data-dir", default="data", help="as in train.py [data]")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="[0 1 2]")
-    parser.add_argument("--jobs", type=int, help="runs side by side, sharing the cores [2; 1 for --scale paper]")
+    parser.add_argument("--jobs", type=int, help="runs at the same time, sharing the cores [2; 1 for --scale paper]")
     parser.add_argument("--device", default="auto", help="as in train.py [auto]")
-    parser.add_argument("--keep", default="", metavar="DIR", help="keep the runs' folders in there")
+    parser.add_argument("--keep", default="", metavar="DIR", help="keep the runs' folders in DIR")
     parser.add_argument("--results", type=Path, help=f"the file of results [figures/results/{name}-SCALE.json]")
     parser.add_argument("--picture", type=Path, help=f"the picture [figures/results/{name}-SCALE.png]")
     args = parser.parse_args(argv)
@@ -267,11 +303,12 @@ def arguments(name: str, description: str, argv: list[str] | None) -> argparse.N
 
 
 def figure(name: str, description: str, points, draw=None, argv=None, show=table, measure=None, **options) -> int:
-    """The main() of a figure's script: run what is missing, draw, print the table. Returns the exit status.
+    """The main() of a figure's script: run what is missing, draw, print the table.
 
-    points(base, scale) gives the configurations by name, from the scale's base; draw(runs, path) writes the picture; show
-    makes the table. options are `sweep`'s: looks, the epochs between looks at the kNN accuracy on all test images,
-    controls, needs and memory, whether a step's is measured; measure(base, scale) gives that of `run_one`.
+    points(base, scale) gives the settings by name, from the scale's base. draw(runs, path) writes
+    the picture, show(runs) makes the table. measure(base, scale) gives the `measure` of `run_one`.
+    options are `sweep`'s: looks (epochs between looks at the kNN accuracy on all test images),
+    controls, needs, and memory (whether a step's memory is measured). Returns the exit status.
     """
 
     def stop(*_):
@@ -280,13 +317,13 @@ def figure(name: str, description: str, points, draw=None, argv=None, show=table
     def main(argv: list[str] | None) -> None:
         signal.signal(signal.SIGTERM, stop)
         args = arguments(name, description, argv)
-        base = Config(**(SCALES[args.scale] | {"data_dir": args.data_dir, "device": args.device, "knn_every": 0}))
+        base = LabConfig(**(SCALES[args.scale] | {"data_dir": args.data_dir, "device": args.device, "knn_every": 0}))
         base = replace(base, dataset=args.dataset or base.dataset)
         options["measure"] = measure and measure(base, args.scale)
         runs = sweep(args.results, points(base, args.scale), args.seeds, args.jobs, keep=args.keep, **options)
         if draw:
-            with replacing(args.picture, "the picture") as part:
-                draw(runs, part)
+            with replacing(args.picture, "the picture") as place:
+                draw(runs, place)
             print(args.picture)
         print(show(runs))
 

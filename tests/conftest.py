@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-import shapes
-from config import Config
+from plumbing import shapes
+from plumbing.command_line import flag
+from train import Config
 
 TINY = dict(
     dataset="folder",
@@ -16,7 +17,7 @@ TINY = dict(
     dim=16,
     hidden=16,
     batch_size=16,
-    momentum=0.9,
+    bank_momentum=0.9,
     epochs=2,
     device="cpu",
     precision="fp32",
@@ -56,16 +57,16 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def tiny(pictures, tmp_path):
-    """A function that makes the configuration of a run of a few seconds."""
+    """A function that gives the settings of a run of a few seconds."""
     return lambda **options: Config(**(TINY | {"data_dir": str(pictures), "out": str(tmp_path / "run")} | options))
 
 
 @pytest.fixture
 def flags(pictures, tmp_path):
-    """A function that makes the command line of the same run."""
+    """A function that gives the command line of the same run."""
 
     def line(**options):
         given = TINY | {"data_dir": pictures, "out": tmp_path / "run"} | options
-        return [part for name, value in given.items() for part in ("--" + name.replace("_", "-"), str(value))]
+        return [word for name, value in given.items() for word in (flag(name), str(value))]
 
     return line

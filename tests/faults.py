@@ -1,6 +1,7 @@
-"""Faults to plant: the bank or a loss, each wrong in one way. `figures/break_it.py` trains with some of them.
+"""Faults to plant: a bank or a loss, wrong in one way. `figures/break_it.py` trains with some.
 
-FAULTS lists them all, each with the check of test_exercises.py that has to catch it and a word of what that says.
+FAULTS lists them all, each with the check of test_exercises.py that has to catch it, and words that
+the check's message has to contain.
 """
 
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from torch import nn
 
 import loss as ours
 from bank import MemoryBank
+from lab.large_bank import streaming_loss
 
 
-class Plain(MemoryBank):
-    """Both rules as they are written, nothing saved, in pieces that a fault can replace. It passes every check."""
+class AsWritten(MemoryBank):
+    """Both rules as they are written, in pieces that a fault can replace. It passes every check."""
 
     def own(self, index, columns):  # [k = y_i]  (B, M)
         return (columns == index[:, None]).to(self.weight.dtype)
@@ -37,9 +39,9 @@ class Plain(MemoryBank):
         return F.normalize(rows, dim=1)
 
     @torch.no_grad()
-    def update(self, z, index, similarity=None, columns=None, target=None):
+    def update(self, z, index, similarity=None, columns=None, target=None, weight=None):
         z = z.detach().to(self.weight.dtype)
-        columns = torch.arange(self.size) if columns is None else columns  # (M,)
+        columns = torch.arange(self.size, device=z.device) if columns is None else columns  # (M,)
         similarity = self.similarity(z, columns) if similarity is None else similarity.to(z.dtype)
         pull = self.own(index, columns)
         if self.rule == "npid":
@@ -49,54 +51,54 @@ class Plain(MemoryBank):
         self.weight[columns] = self.unit(self.mix(self.weight[columns], self.total(pull, z)))
 
 
-class NotNormalised(Plain):
+class NotNormalised(AsWritten):
     def unit(self, rows):
         return rows
 
 
-class NoP(Plain):
+class NoP(AsWritten):
     def pull(self, own, p):
         return own
 
 
-class OwnInFull(Plain):
+class OwnInFull(AsWritten):
     def pull(self, own, p):
         return own - p * (1 - own)
 
 
-class SignFlipped(Plain):
+class SignFlipped(AsWritten):
     def pull(self, own, p):
         return p - own
 
 
-class PullsAll(Plain):
+class PullsAll(AsWritten):
     def pull(self, own, p):
         return own * (1 - p) + (1 - own) * p
 
 
-class NoTau(Plain):
+class NoTau(AsWritten):
     def p(self, similarity):
         return similarity.softmax(1)
 
 
-class Mean(Plain):
+class Mean(AsWritten):
     def total(self, pull, z):
         return pull.T @ z / len(z)
 
 
-class SharesSwapped(Plain):
+class SharesSwapped(AsWritten):
     def mix(self, rows, step):
         return (1 - self.momentum) * rows + self.momentum * step
 
 
-class LastOneWins(Plain):
+class LastOneWins(AsWritten):
     def own(self, index, columns):
         own = super().own(index, columns)
         return own * (own.flip(0).cumsum(0).flip(0) == 1)
 
 
-class AllRows(Plain):
-    """The rule is not looked at."""
+class AllRows(AsWritten):
+    """The rule is ignored."""
 
     def update(self, *args, **options):
         rule, self.rule = self.rule, "corrected"
@@ -104,16 +106,16 @@ class AllRows(Plain):
         self.rule = rule
 
 
-class OneAfterTheOther(Plain):
-    """P is made anew for every view, from rows that the views before it have moved."""
+class OneAfterTheOther(AsWritten):
+    """P is computed anew for every view, from rows that earlier views have moved."""
 
-    def update(self, z, index, similarity=None, columns=None, target=None):
+    def update(self, z, index, similarity=None, columns=None, target=None, weight=None):
         for i in range(len(z)):
             super().update(z[i : i + 1], index[i : i + 1], None, columns)
 
 
-class BankFirst(Plain):
-    """The bank moves before the similarities are read."""
+class BankFirst(AsWritten):
+    """The bank moves before the similarities are computed."""
 
     index = None
 
@@ -127,19 +129,19 @@ class BankFirst(Plain):
             super().update(z, index, columns=columns)
         return super().similarity(z, columns)
 
-    def update(self, z, index, similarity=None, columns=None, target=None):
+    def update(self, z, index, similarity=None, columns=None, target=None, weight=None):
         if similarity is None:
             super().update(z, index, similarity, columns)
 
 
-class OwnAmongNegatives(Plain):
+class OwnAmongNegatives(AsWritten):
     """Negatives are drawn from all rows."""
 
     def sample(self, index, negatives, generator=None):
         return torch.cat([index.unique(), torch.randperm(self.size, generator=generator)[:negatives]])
 
 
-class Parameter(Plain):
+class Parameter(AsWritten):
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
         weight = self.weight
@@ -147,12 +149,12 @@ class Parameter(Plain):
         self.weight = nn.Parameter(weight)
 
 
-class RandomNotUnit(Plain):
+class RandomNotUnit(AsWritten):
     def init_random(self, generator=None):
         self.weight.data.normal_(generator=generator)
 
 
-class ForwardByOrder(Plain):
+class ForwardByOrder(AsWritten):
     def init_forward(self, encoder, batches):
         batches, start = list(batches), 0
         for _views, index in batches:
@@ -160,7 +162,7 @@ class ForwardByOrder(Plain):
         super().init_forward(encoder, batches)
 
 
-class ForwardInEval(Plain):
+class ForwardInEval(AsWritten):
     @torch.no_grad()
     def init_forward(self, encoder, batches):
         encoder.eval()
@@ -168,7 +170,7 @@ class ForwardInEval(Plain):
             self.weight[index] = F.normalize(encoder(views), dim=1)
 
 
-# ------------------------------------------------------------------------------------------------------------ the losses
+# -------------------------------------------------------------------------------------- the losses
 
 
 def kl(log_p, log_q, mean=torch.mean):
@@ -224,51 +226,51 @@ def always_held(s, t=1.0, direction="p||u", detach=True):
 
 def chunked(z, weight, index, tau, chunk, log_sum):
     """NCE with autograd through a loop: log_sum makes the normaliser from the chunks' logits."""
-    parts = [z @ part.T / tau for part in weight.split(chunk)]
-    return (log_sum(parts) - (z * weight[index]).sum(1) / tau).mean()
+    logits = [z @ rows.T / tau for rows in weight.split(chunk)]
+    return (log_sum(logits) - (z * weight[index]).sum(1) / tau).mean()
 
 
 def each_chunk_alone(z, weight, index, tau, lam=0.0, t=1.0, chunk=8192):
-    return chunked(z, weight, index, tau, chunk, lambda parts: torch.stack([p.logsumexp(1) for p in parts]).mean(0))
+    return chunked(z, weight, index, tau, chunk, lambda logits: torch.stack([p.logsumexp(1) for p in logits]).mean(0))
 
 
 def last_chunk_dropped(z, weight, index, tau, lam=0.0, t=1.0, chunk=8192):
-    full = lambda parts: [p for p in parts if p.shape[1] == min(chunk, len(weight))]  # noqa: E731
-    return chunked(z, weight, index, tau, chunk, lambda parts: torch.cat(full(parts), 1).logsumexp(1))
+    full = lambda logits: [p for p in logits if p.shape[1] == min(chunk, len(weight))]  # noqa: E731
+    return chunked(z, weight, index, tau, chunk, lambda logits: torch.cat(full(logits), 1).logsumexp(1))
 
 
 def only_the_pull(z, weight, index, tau, lam=0.0, t=1.0, chunk=8192):
-    return chunked(z, weight, index, tau, chunk, lambda parts: torch.cat(parts, 1).logsumexp(1).detach())
+    return chunked(z, weight, index, tau, chunk, lambda logits: torch.cat(logits, 1).logsumexp(1).detach())
 
 
 def overflowing(z, weight, index, tau, lam=0.0, t=1.0, chunk=8192):
-    return chunked(z, weight, index, tau, chunk, lambda parts: sum(p.exp().sum(1) for p in parts).log())
+    return chunked(z, weight, index, tau, chunk, lambda logits: sum(p.exp().sum(1) for p in logits).log())
 
 
 def kept_chunks(z, weight, index, tau, lam=0.0, t=1.0, chunk=8192):
     return chunked(
-        z, weight, index, tau, chunk, lambda parts: torch.stack([p.logsumexp(1) for p in parts]).logsumexp(0)
+        z, weight, index, tau, chunk, lambda logits: torch.stack([p.logsumexp(1) for p in logits]).logsumexp(0)
     )
 
 
 def u_moves(z, weight, index, tau, lam=0.0, t=1.0, chunk=8192):
-    return ours.streaming_loss(z, weight, index, tau) + lam * ours.sqrt_kl(z @ weight.T, t, detach=False)
+    return streaming_loss(z, weight, index, tau) + lam * ours.sqrt_kl(z @ weight.T, t, detach=False)
 
 
 def pull_of_sqrt_kl_dropped(z, weight, index, tau, lam=0.0, t=1.0, chunk=8192):
-    return ours.streaming_loss(z, weight, index, tau) + lam * ours.sqrt_kl((z @ weight.T).detach(), t)
+    return streaming_loss(z, weight, index, tau) + lam * ours.sqrt_kl((z @ weight.T).detach(), t)
 
 
 def lam_forgotten(z, weight, index, tau, lam=0.0, t=1.0, chunk=8192):
-    return ours.streaming_loss(z, weight, index, tau, 0.0, t, chunk)
+    return streaming_loss(z, weight, index, tau, 0.0, t, chunk)
 
 
-# ---------------------------------------------------------------------------------------------------------- all of them
+# ------------------------------------------------------------------------------------- all of them
 
 
 @dataclass
 class Fault:
-    """wrong stands for `name` in a file; the check named has to say the words."""
+    """wrong replaces `name` in a file; the check has to say the words."""
 
     name: str
     wrong: object
@@ -295,7 +297,9 @@ FAULTS = {
     "others pulled": Fault(
         "MemoryBank", PullsAll, "test_other_rows_are_pushed_away_and_the_own_row_is_pulled", "pushed away from a view"
     ),
-    "tau forgotten": Fault("MemoryBank", NoTau, "test_p_has_the_temperature_tau", r"temperature were 1, where tau is 0\.1"),
+    "tau forgotten": Fault(
+        "MemoryBank", NoTau, "test_p_has_the_temperature_tau", r"temperature were 1, where tau is 0\.1"
+    ),
     "mean for the sum": Fault("MemoryBank", Mean, "test_the_views_of_a_batch_add", r"pull 0\.33 times"),
     "m and 1 - m swapped": Fault("MemoryBank", SharesSwapped, "test_m_is_the_share_of_the_old_row", "OLD row"),
     "swapped in the corrected rule": Fault(
@@ -305,14 +309,18 @@ FAULTS = {
         "MemoryBank", LastOneWins, "test_an_image_drawn_twice_adds_both_views", "drawn twice"
     ),
     "rule not looked at": Fault("MemoryBank", AllRows, "test_npid_moves_only_the_own_rows", "only the own rows"),
-    "one view after the other": Fault("MemoryBank", OneAfterTheOther, "test_p_is_the_one_the_loss_saw", "before any row"),
+    "one view after the other": Fault(
+        "MemoryBank", OneAfterTheOther, "test_p_is_the_one_the_loss_saw", "before any row"
+    ),
     "bank updated before the similarity": Fault(
         "MemoryBank", BankFirst, "test_reading_the_bank_moves_nothing", "similarity first"
     ),
     "own positive among the negatives": Fault(
         "MemoryBank", OwnAmongNegatives, "test_the_positive_is_never_among_the_negatives", "never among the negatives"
     ),
-    "gradient through the bank": Fault("MemoryBank", Parameter, "test_the_gradient_stops_at_the_bank", "stops at the bank"),
+    "gradient through the bank": Fault(
+        "MemoryBank", Parameter, "test_the_gradient_stops_at_the_bank", "stops at the bank"
+    ),
     "random rows of any length": Fault("MemoryBank", RandomNotUnit, "test_a_random_bank_has_unit_rows", "unit rows"),
     "forward initialisation by order": Fault(
         "MemoryBank", ForwardByOrder, "test_forward_initialisation_fills_row_i_with_view_i", "by index"
@@ -322,17 +330,26 @@ FAULTS = {
     ),
     "NCE: tau forgotten": Fault("nce", lambda s, y, tau: ours.nce(s, y, 1.0), "test_nce_divides_by_tau", "s / tau"),
     "NCE: sum for the mean": Fault(
-        "nce", lambda s, y, tau: len(s) * ours.nce(s, y, tau), "test_nce_is_minus_log_p_of_the_own_row", "mean over the batch"
+        "nce",
+        lambda s, y, tau: len(s) * ours.nce(s, y, tau),
+        "test_nce_is_minus_log_p_of_the_own_row",
+        "mean over the batch",
     ),
     "NCE: own row left out of P": Fault("nce", nce_without_own, "test_nce_is_minus_log_p_of_the_own_row", "ALL rows"),
     "NCE: only the pull has a gradient": Fault(
         "nce", nce_detached_p, "test_the_gradient_of_nce_is_p_minus_one_hot", "push every row"
     ),
     "NCE by hand: 1 / tau forgotten": Fault(
-        "nce_gradient", lambda s, y, tau: right.nce_gradient(s, y, tau) * tau, "test_the_gradient_of_nce_by_hand", "1 / tau"
+        "nce_gradient",
+        lambda s, y, tau: right.nce_gradient(s, y, tau) * tau,
+        "test_the_gradient_of_nce_by_hand",
+        "1 / tau",
     ),
     "NCE by hand: 1 / B and 1 / tau forgotten": Fault(
-        "nce_gradient", lambda s, y, tau: right.nce_gradient(s, y, tau) * tau * len(s), "test_the_gradient_of_nce_by_hand", "1 / B"
+        "nce_gradient",
+        lambda s, y, tau: right.nce_gradient(s, y, tau) * tau * len(s),
+        "test_the_gradient_of_nce_by_hand",
+        "1 / B",
     ),
     "SqrtKL: u not normalised": Fault(
         "sqrt_kl", u_not_normalised, "test_u_is_the_softmax_at_twice_the_temperature", "DIVIDED BY ITS SUM"
@@ -347,8 +364,12 @@ FAULTS = {
     "SqrtKL: stop-gradient forgotten": Fault("sqrt_kl", always_moving, "test_u_is_held_constant", "detach it"),
     "SqrtKL: P held in place of u": Fault("sqrt_kl", p_held, "test_u_is_held_constant", "u does not"),
     "SqrtKL: u always held": Fault("sqrt_kl", always_held, "test_u_may_move", "letting u move"),
-    "SqrtKL: direction ignored": Fault("sqrt_kl", direction_ignored, "test_the_other_direction_is_kl_u_p", "not symmetric"),
-    "SqrtKL: other direction, u moving": Fault("sqrt_kl", always_moving, "test_the_other_direction_is_kl_u_p", "P_k - u_k"),
+    "SqrtKL: direction ignored": Fault(
+        "sqrt_kl", direction_ignored, "test_the_other_direction_is_kl_u_p", "not symmetric"
+    ),
+    "SqrtKL: other direction, u moving": Fault(
+        "sqrt_kl", always_moving, "test_the_other_direction_is_kl_u_p", "P_k - u_k"
+    ),
     "SqrtKL: third root": Fault(
         "sqrt_kl", u_at_the_wrong_curvature, "test_near_uniform_sqrt_kl_is_an_eighth_of_the_variance", r"0\.2\d\d Var"
     ),
@@ -359,7 +380,10 @@ FAULTS = {
         "sqrt_kl_gradient", lambda s, t: 2 * right.sqrt_kl_gradient(s, t), "test_the_gradient_of_sqrt_kl_by_hand", "1/2"
     ),
     "SqrtKL by hand: 1 / B and 1 / T forgotten": Fault(
-        "sqrt_kl_gradient", lambda s, t: len(s) * t * right.sqrt_kl_gradient(s, t), "test_the_gradient_of_sqrt_kl_by_hand", "1 / T"
+        "sqrt_kl_gradient",
+        lambda s, t: len(s) * t * right.sqrt_kl_gradient(s, t),
+        "test_the_gradient_of_sqrt_kl_by_hand",
+        "1 / T",
     ),
     "streaming: a softmax a chunk": Fault(
         "streaming_loss", each_chunk_alone, "test_streaming_nce_has_the_same_value", "ONE normaliser"
@@ -371,9 +395,7 @@ FAULTS = {
         "streaming_loss", only_the_pull, "test_streaming_has_the_same_gradient", "gradient streams too"
     ),
     "streaming: overflow": Fault("streaming_loss", overflowing, "test_streaming_does_not_overflow", "largest logit"),
-    "streaming: SqrtKL forgotten": Fault(
-        "streaming_loss", lam_forgotten, "test_streaming_has_sqrt_kl_too", "lam > 0"
-    ),
+    "streaming: SqrtKL forgotten": Fault("streaming_loss", lam_forgotten, "test_streaming_has_sqrt_kl_too", "lam > 0"),
     "streaming: u moves": Fault("streaming_loss", u_moves, "test_streaming_has_sqrt_kl_too", "held constant"),
     "streaming: SqrtKL without gradient": Fault(
         "streaming_loss", pull_of_sqrt_kl_dropped, "test_streaming_has_sqrt_kl_too", "half a covariance"
@@ -381,4 +403,4 @@ FAULTS = {
     "streaming: autograd keeps the chunks": Fault(
         "streaming_loss", kept_chunks, "test_streaming_keeps_no_matrix_for_the_backward_pass", "autograd keeps"
     ),
-}  # fmt: skip
+}

@@ -1,17 +1,20 @@
-"""The batched operations against torchvision's of the same name, image by image, on equal parameters."""
+"""The batched operations compared with torchvision's, image by image, on equal parameters."""
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 from torchvision.transforms import RandomResizedCrop
 
-import augment
-from augment import Augment, cutmix, gaussian_blur, normalize, plain, random_crop, resized_crop
+from data import Augment, Batch, cutmix
+from plumbing import image_ops
+from plumbing.image_ops import gaussian_blur, normalize, random_crop, resized_crop, whole_image
+from train import Config, Pretraining
 
 BATCH = 4
-STILL = dict(scale=(1, 1), ratio=(1, 1), jitter_p=0, gray_p=0, blur_p=0, flip_p=0)  # an Augment that changes nothing
+STILL = dict(size=32, scale=(1, 1), ratio=(1, 1), jitter_p=0, gray_p=0, blur_p=0, flip_p=0)  # changes nothing
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +23,7 @@ def seeded():
 
 
 def photos(batch=BATCH, side=32):
-    """Noise with a grey, a black, a white and a fully saturated patch, where colour conversions have their corners."""
+    """Noise with grey, black, white and saturated patches: the corners of colour conversions."""
     x = torch.rand(batch, 3, side, side)
     x[:, :, :4, :4] = 0.4
     x[:, :, :4, 4:8] = 0
@@ -35,7 +38,7 @@ def bytes_of(batch, side=32):
 
 
 def denormalized(views):
-    return views * torch.tensor(augment.STD)[:, None, None] + torch.tensor(augment.MEAN)[:, None, None]
+    return views * torch.tensor(image_ops.STD)[:, None, None] + torch.tensor(image_ops.MEAN)[:, None, None]
 
 
 def farthest_cdf(a, b):
@@ -45,7 +48,7 @@ def farthest_cdf(a, b):
     return (share[0] - share[1]).abs().max().item()
 
 
-# ------------------------------------------------------------------------------------------ single operations, as torchvision
+# ---------------------------------------------------------------- single operations, as torchvision
 
 
 @pytest.mark.parametrize(
@@ -59,14 +62,14 @@ def farthest_cdf(a, b):
 )
 def test_colour_adjustments_equal_torchvision(name, factors):
     x = photos()
-    ours = getattr(augment, name)(x, torch.tensor(factors))
+    ours = getattr(image_ops, name)(x, torch.tensor(factors))
     theirs = torch.stack([getattr(tv, name)(image, factor) for image, factor in zip(x, factors)])
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 def test_rgb_to_grayscale_equals_torchvision():
     x = photos()
-    torch.testing.assert_close(augment.rgb_to_grayscale(x), tv.rgb_to_grayscale(x, num_output_channels=3))
+    torch.testing.assert_close(image_ops.rgb_to_grayscale(x), tv.rgb_to_grayscale(x, num_output_channels=3))
 
 
 # top, left, height, width of each image of the batch, in images of 32 pixels
@@ -103,16 +106,16 @@ def test_gaussian_blur_is_close_to_a_kernel_without_end():
 
 
 @pytest.mark.parametrize("size", [16, 32, 45])
-def test_the_plain_view_is_torchvisions_resize_and_normalize(size):
+def test_the_view_for_evaluation_is_torchvisions_resize_and_normalize(size):
     pixels = bytes_of(BATCH)
     theirs = tv.resize(pixels.float() / 255, [size, size], antialias=True)
-    theirs = tv.normalize(theirs, list(augment.MEAN), list(augment.STD))
-    ours = plain(pixels, size)
+    theirs = tv.normalize(theirs, list(image_ops.MEAN), list(image_ops.STD))
+    ours = whole_image(pixels, size)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0, check_stride=False)
     assert ours.is_contiguous(memory_format=torch.channels_last)
 
 
-# ----------------------------------------------------------------------------------------------------------------- boxes
+# -------------------------------------------------------------------------------------------- boxes
 
 
 @pytest.mark.parametrize("side", [8, 32, 97])
@@ -155,7 +158,7 @@ def test_a_crop_that_never_fits_is_the_whole_image():
     assert torch.equal(boxes, torch.tensor([0.0, 0, 32, 32])[:, None].expand(4, 50))
 
 
-# ---------------------------------------------------------------------------------------------------------------- CutMix
+# ------------------------------------------------------------------------------------------- CutMix
 
 
 def numbered(batch, height=32, width=32):
@@ -163,22 +166,28 @@ def numbered(batch, height=32, width=32):
     return torch.arange(batch).float()[:, None, None, None].expand(batch, 3, height, width)
 
 
+def mix(views, alpha):
+    batch = cutmix(Batch(views, torch.arange(len(views)) + 100), alpha)
+    assert torch.equal(batch.index, torch.arange(len(views)) + 100), "the images stay what they were"
+    return batch.views, batch.partner, batch.share
+
+
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 5.0])
 @pytest.mark.parametrize("height, width", [(32, 32), (9, 20)])
-def test_cutmix_weight_is_the_share_of_area_that_stays_an_images_own(alpha, height, width):
-    mixed, partner, weight = cutmix(numbered(64, height, width), alpha)
+def test_cutmix_share_is_the_area_that_stays_an_images_own(alpha, height, width):
+    mixed, partner, share = mix(numbered(64, height, width), alpha)
     own = mixed == torch.arange(64)[:, None, None, None]
     other = mixed == partner[:, None, None, None]
     assert (own | other).all()
     measured = own.float().mean((1, 2, 3))
     mixes = partner != torch.arange(64)
-    torch.testing.assert_close(weight[mixes], measured[mixes])
+    torch.testing.assert_close(share[mixes], measured[mixes])
     assert mixes.sum() > 50 and partner.sort().values.tolist() == list(range(64))
 
 
 def test_cutmix_moves_no_pixel():
     views = torch.rand(16, 3, 12, 12)
-    mixed, partner, weight = cutmix(views, 1.0)
+    mixed, partner, share = mix(views, 1.0)
     own, other = (mixed == views).all(1), (mixed == views[partner]).all(1)
     assert (own | other).all()
     assert mixed.is_contiguous(memory_format=torch.channels_last)
@@ -187,21 +196,35 @@ def test_cutmix_moves_no_pixel():
             pasted = ~own[i]
             rows, columns = pasted.any(1), pasted.any(0)
             assert torch.equal(pasted, rows[:, None] & columns), "a box"
-            assert pasted.sum() == round((1 - weight[i].item()) * 144)
+            assert pasted.sum() == round((1 - share[i].item()) * 144)
 
 
 def test_cutmix_leaves_an_image_at_least_about_half_of_itself():
-    weight = torch.cat([cutmix(numbered(256), 1.0)[2] for _ in range(4)])
+    share = torch.cat([mix(numbered(256), 1.0)[2] for _ in range(4)])
     largest = (32 * 0.5**0.5 + 0.5) / 32  # side of a box of half the area, rounded up
-    assert 1 - largest**2 <= weight.min() < 0.55 and 0.95 < weight.max() <= 1
+    assert 1 - largest**2 <= share.min() < 0.55 and 0.95 < share.max() <= 1
+
+
+def test_the_target_after_cutmix_shares_one_among_the_own_row_and_the_partners():
+    batch = Batch(numbered(6), torch.tensor([9, 4, 7, 0, 2, 5]))
+    own = torch.tensor([3, 0, 1, 2, 5, 4])  # the columns of the own rows
+    assert torch.equal(batch.target(own, 8), own)
+    mixed = cutmix(batch, 1.0)
+    target = mixed.target(own, 8)
+    expected = torch.zeros(6, 8)
+    for i in range(6):
+        expected[i, own[i]] += mixed.share[i]
+        expected[i, own[mixed.partner[i]]] += 1 - mixed.share[i]
+    torch.testing.assert_close(target, expected)
+    torch.testing.assert_close(target.sum(1), torch.ones(6))
 
 
 def test_cutmix_with_a_larger_alpha_mixes_more():
-    low, middle, high = (cutmix(numbered(2000, 16, 16), alpha)[2].mean() for alpha in (0.1, 1.0, 10.0))
+    low, middle, high = (mix(numbered(2000, 16, 16), alpha)[2].mean() for alpha in (0.1, 1.0, 10.0))
     assert low > 0.93 and abs(middle - 0.75) < 0.02 and high < 0.65
 
 
-# --------------------------------------------------------------------------------------------------------------- Augment
+# ------------------------------------------------------------------------------------------ Augment
 
 
 @pytest.mark.parametrize("side, size", [(32, 32), (48, 20), (20, 48)])
@@ -243,20 +266,20 @@ def test_identical_images_of_a_batch_draw_parameters_of_their_own(options):
 def test_a_probability_of_a_half_reaches_about_half_of_the_images(option):
     pixels = bytes_of(1, 16).expand(400, -1, -1, -1)
     options = STILL | {option: 0.5, "blur_sigma": (1, 1), "size": 16}
-    changed = (Augment(**options)(pixels) - plain(pixels, 16)).abs().amax((1, 2, 3)) > 1e-3
+    changed = (Augment(**options)(pixels) - whole_image(pixels, 16)).abs().amax((1, 2, 3)) > 1e-3
     assert abs(changed.float().mean() - 0.5) < 0.1  # four standard deviations
 
 
-def test_with_every_probability_zero_the_view_is_the_plain_one():
+def test_with_every_probability_zero_the_view_is_the_one_for_evaluation():
     pixels = bytes_of(8)
-    torch.testing.assert_close(Augment(**STILL)(pixels), plain(pixels, 32))
+    torch.testing.assert_close(Augment(**STILL)(pixels), whole_image(pixels, 32))
 
 
 @pytest.mark.parametrize(
     "option, expected",
     [
         ("flip_p", lambda x: x.flip(3)),
-        ("gray_p", augment.rgb_to_grayscale),
+        ("gray_p", image_ops.rgb_to_grayscale),
         ("blur_p", lambda x: gaussian_blur(x, torch.full((len(x),), 1.5))),
     ],
 )
@@ -270,7 +293,7 @@ def test_a_probability_of_one_changes_every_image(option, expected):
 def test_jitter_touches_all_images_or_none(probability):
     pixels = bytes_of(64)
     views = Augment(**(STILL | {"jitter_p": probability}))(pixels)
-    changed = (views - plain(pixels, 32)).abs().amax((1, 2, 3)) > 1e-3
+    changed = (views - whole_image(pixels, 32)).abs().amax((1, 2, 3)) > 1e-3
     assert changed.all() if probability else not changed.any()
 
 
@@ -279,6 +302,12 @@ def test_brightness_jitter_fills_its_range():
     views = Augment(**(STILL | {"size": 8, "jitter_p": 1, "jitter": (0.4, 0, 0, 0)}))(pixels)
     factor = denormalized(views).mean((1, 2, 3)) / (100 / 255)
     assert 0.6 - 1e-4 <= factor.min() < 0.62 and 1.38 < factor.max() <= 1.4 + 1e-4 and abs(factor.mean() - 1) < 0.04
+
+
+def test_defaults_are_those_of_a_run():
+    run = Pretraining(Config(device="cpu", dim=4, hidden=4), 10, torch.device("cpu"))
+    for f in fields(Augment):
+        assert getattr(Augment(), f.name) == getattr(run.augment, f.name), f.name
 
 
 def test_views_stay_in_the_range_of_pixels():

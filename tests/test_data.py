@@ -14,10 +14,10 @@ import torchvision
 from PIL import Image
 
 import data
-import images
-import shapes
 from data import load
-from images import UserError, decode
+from plumbing import files, shapes
+from plumbing.command_line import UserError
+from plumbing.files import Dataset, decode
 
 CPU = torch.device("cpu")
 COLOURS = {"blue": (20, 40, 200), "green": (30, 180, 30), "red": (210, 20, 20)}  # class -> the colour of its images
@@ -50,41 +50,42 @@ def colours_of(images):
     return torch.cdist(images.pixels.float().mean((2, 3)), known).argmin(1)
 
 
-# ---------------------------------------------------------------------------------------------------------------- layouts
+# ------------------------------------------------------------------------------------------ layouts
 
 
 def test_train_and_test_folders_are_the_two_sets(tmp_path):
     classes(tmp_path / "train", 4)
     classes(tmp_path / "test", 2)
-    found = load("folder", tmp_path)
-    assert found.classes == NAMES
-    assert (len(found.train), len(found.test)) == (12, 6) and found.labelled is found.train
-    for part in (found.train, found.test):
-        assert part.pixels.dtype == torch.uint8 and part.pixels.shape[1:] == (3, 32, 32) and part.side == 32
-        assert part.labels.dtype == torch.long and torch.equal(part.labels, colours_of(part))
+    dataset = load("folder", tmp_path)
+    assert dataset.classes == NAMES
+    assert (len(dataset.train), len(dataset.test)) == (12, 6) and dataset.labelled is dataset.train
+    for images in (dataset.train, dataset.test):
+        assert images.pixels.dtype == torch.uint8 and images.pixels.shape[1:] == (3, 32, 32) and images.side == 32
+        assert images.labels.dtype == torch.long and torch.equal(images.labels, colours_of(images))
 
 
 def test_a_class_that_only_one_set_has_keeps_the_labels_in_step(tmp_path):
     save(tmp_path / "train" / "red" / "a.png", COLOURS["red"])
     save(tmp_path / "train" / "blue" / "a.png", COLOURS["blue"])
     classes(tmp_path / "test", 1)
-    found = load("folder", tmp_path)
-    assert found.classes == NAMES
-    assert torch.equal(found.train.labels, colours_of(found.train))
-    assert torch.equal(found.test.labels, colours_of(found.test))
+    dataset = load("folder", tmp_path)
+    assert dataset.classes == NAMES
+    assert torch.equal(dataset.train.labels, colours_of(dataset.train))
+    assert torch.equal(dataset.test.labels, colours_of(dataset.test))
 
 
 def test_class_folders_alone_give_a_fifth_of_each_class_to_the_test_set(tmp_path):
-    found = load("folder", classes(tmp_path, 10))
-    assert found.classes == NAMES and found.labelled is found.train
-    assert found.train.labels.bincount().tolist() == [8, 8, 8] and found.test.labels.bincount().tolist() == [2, 2, 2]
-    for part in (found.train, found.test):
-        assert torch.equal(part.labels, colours_of(part))
+    dataset = load("folder", classes(tmp_path, 10))
+    assert dataset.classes == NAMES and dataset.labelled is dataset.train
+    assert dataset.train.labels.bincount().tolist() == [8, 8, 8]
+    assert dataset.test.labels.bincount().tolist() == [2, 2, 2]
+    for images in (dataset.train, dataset.test):
+        assert torch.equal(images.labels, colours_of(images))
 
 
 def test_the_fifth_kept_for_testing_is_always_the_same_and_apart_from_the_rest(tmp_path):
     classes(tmp_path, 10)
-    first, second = data._folder(tmp_path), data._folder(tmp_path)
+    first, second = files.folder(tmp_path), files.folder(tmp_path)
     assert first.test.paths == second.test.paths and first.train.paths == second.train.paths
     assert not set(first.test.paths) & set(first.train.paths)
     assert len(set(first.test.paths) | set(first.train.paths)) == 30
@@ -94,9 +95,9 @@ def test_the_fifth_kept_for_testing_is_always_the_same_and_apart_from_the_rest(t
 def test_images_without_classes_are_for_pretraining_only(tmp_path, place):
     for i in range(5):
         save(tmp_path / place / f"{i}.png")
-    found = load("folder", tmp_path)
-    assert len(found.train) == 5 and found.train.labels is None
-    assert found.labelled is None and found.test is None and found.classes == ()
+    dataset = load("folder", tmp_path)
+    assert len(dataset.train) == 5 and dataset.train.labels is None
+    assert dataset.labelled is None and dataset.test is None and dataset.classes == ()
 
 
 def test_hidden_files_and_folders_and_other_kinds_of_files_are_no_images(tmp_path, capsys):
@@ -105,8 +106,8 @@ def test_hidden_files_and_folders_and_other_kinds_of_files_are_no_images(tmp_pat
     save(tmp_path / "train" / ".thumbnails" / "a.png")
     (tmp_path / "train" / "red" / "notes.txt").write_text("not an image")
     (tmp_path / "train" / "README.md").write_text("not an image")
-    found = load("folder", tmp_path)
-    assert len(found.train) == 6 and found.classes == NAMES
+    dataset = load("folder", tmp_path)
+    assert len(dataset.train) == 6 and dataset.classes == NAMES
     assert capsys.readouterr().out == ""
 
 
@@ -135,7 +136,7 @@ def test_an_unknown_dataset_is_answered_with_the_known_ones():
     assert all(name in str(caught.value) for name in data.DATASETS)
 
 
-# --------------------------------------------------------------------------------------------------------- files of all kinds
+# ------------------------------------------------------------------------------- files of all kinds
 
 
 @pytest.mark.parametrize(
@@ -262,7 +263,7 @@ def test_images_at_their_native_size_are_not_touched(tmp_path):
     assert np.array_equal(load("folder", tmp_path).train.pixels.permute(0, 2, 3, 1).numpy(), values)
 
 
-# ---------------------------------------------------------------------------------------------------------- damaged files
+# ------------------------------------------------------------------------------------ damaged files
 
 
 @pytest.mark.parametrize("cache_gb", [4.0, 1e-9], ids=["memory", "disk"])
@@ -273,14 +274,14 @@ def test_unreadable_files_are_skipped_and_named_and_labels_stay_with_their_pixel
     bad.append(tmp_path / "test" / "blue" / "0.jpg")
     for path in bad[1:]:
         path.write_text("this is no image")
-    found = load("folder", tmp_path, cache_gb=cache_gb)
+    dataset = load("folder", tmp_path, cache_gb=cache_gb)
     printed = capsys.readouterr().out
     assert "skipped 3 of 21 images" in printed and all(str(path) in printed for path in bad)
-    for part, each in ((found.train, 4), (found.test, 2)):
-        if part.pixels is None:
-            part.pixels = next(replace(part, workers=0).batches(torch.arange(len(part)), 100, CPU))[0]
-        assert part.labels.bincount().tolist() == [each] * 3
-        assert torch.equal(part.labels, colours_of(part))
+    for images, each in ((dataset.train, 4), (dataset.test, 2)):
+        if images.pixels is None:
+            images.pixels = next(replace(images, workers=0).batches(torch.arange(len(images)), 100, CPU))[0]
+        assert images.labels.bincount().tolist() == [each] * 3
+        assert torch.equal(images.labels, colours_of(images))
 
 
 def test_many_unreadable_files_are_counted_and_five_named(tmp_path, capsys):
@@ -355,11 +356,11 @@ def test_a_test_set_of_nothing_but_damaged_files_is_no_test_set(tmp_path):
     classes(tmp_path / "train", 2)
     (tmp_path / "test" / "red").mkdir(parents=True)
     (tmp_path / "test" / "red" / "a.jpg").write_text("no")
-    found = load("folder", tmp_path)
-    assert found.test is None and len(found.train) == 6
+    dataset = load("folder", tmp_path)
+    assert dataset.test is None and len(dataset.train) == 6
 
 
-# --------------------------------------------------------------------------------------------------- in memory and on disk
+# ---------------------------------------------------------------------------- in memory and on disk
 
 
 @pytest.fixture
@@ -399,21 +400,21 @@ def test_images_stay_in_memory_if_all_fit_in_the_cache(mixed, factor, in_memory)
 @pytest.mark.parametrize("cache_gb", [4.0, 1e-9], ids=["memory", "disk"])
 def test_take_keeps_pixels_paths_and_labels_together(mixed, cache_gb):
     images, index = load("folder", mixed, cache_gb=cache_gb).train, torch.tensor([7, 0, 3])
-    some = images.take(index)
-    assert len(some) == 3 and some.side == images.side and torch.equal(some.labels, images.labels[index])
-    pixels, _ = next(replace(some, workers=0).batches(torch.arange(3), 3, CPU))
+    few = images.take(index)
+    assert len(few) == 3 and few.side == images.side and torch.equal(few.labels, images.labels[index])
+    pixels, _ = next(replace(few, workers=0).batches(torch.arange(3), 3, CPU))
     whole, _ = next(replace(images, workers=0).batches(index, 3, CPU))
     assert torch.equal(pixels, whole)
 
 
 def test_moving_a_dataset_keeps_train_and_labelled_one(mixed):
-    found = load("folder", mixed).to(CPU)
-    assert found.labelled is found.train and found.test is None  # this folder has no test set
-    found = images.Dataset(found.train, found.train, found.train.take(torch.tensor([0])), found.classes).to(CPU)
-    assert found.labelled is found.train and len(found.test) == 1
+    dataset = load("folder", mixed).to(CPU)
+    assert dataset.labelled is dataset.train and dataset.test is None  # this folder has no test set
+    dataset = Dataset(dataset.train, dataset.train, dataset.train.take(torch.tensor([0])), dataset.classes).to(CPU)
+    assert dataset.labelled is dataset.train and len(dataset.test) == 1
 
 
-# -------------------------------------------------------------------------------------------------------- subset, holdout
+# ---------------------------------------------------------------------------------- subset, holdout
 
 
 @pytest.fixture
@@ -428,23 +429,23 @@ def rows(images):
 
 
 def test_the_drawn_set_has_a_train_and_a_test_half_that_differ(few_shapes):
-    found = load("shapes")
-    assert found.labelled is found.train and found.classes == shapes.CLASSES
-    assert len(found.train) == 100 and len(found.test) == 20 and not rows(found.train) & rows(found.test)
-    assert len(rows(load("shapes-textured").train) & rows(found.train)) == 0
+    dataset = load("shapes")
+    assert dataset.labelled is dataset.train and dataset.classes == shapes.CLASSES
+    assert len(dataset.train) == 100 and len(dataset.test) == 20 and not rows(dataset.train) & rows(dataset.test)
+    assert len(rows(load("shapes-textured").train) & rows(dataset.train)) == 0
 
 
 @pytest.mark.parametrize("subset, holdout, left", [(30, 0, 30), (0, 25, 75), (30, 25, 30), (75, 25, 75), (100, 0, 100)])
 def test_subset_and_holdout_are_apart_and_the_same_every_time(few_shapes, subset, holdout, left):
     whole = load("shapes")
-    found, again = (load("shapes", subset=subset, holdout=holdout) for _ in range(2))
-    assert len(found.train) == left and found.labelled is found.train
-    assert len(found.test) == (holdout or len(whole.test))
-    assert torch.equal(found.train.pixels, again.train.pixels) and torch.equal(found.test.pixels, again.test.pixels)
+    dataset, again = (load("shapes", subset=subset, holdout=holdout) for _ in range(2))
+    assert len(dataset.train) == left and dataset.labelled is dataset.train
+    assert len(dataset.test) == (holdout or len(whole.test))
+    assert torch.equal(dataset.train.pixels, again.train.pixels) and torch.equal(dataset.test.pixels, again.test.pixels)
     label = {image.numpy().tobytes(): y for image, y in zip(whole.train.pixels, whole.train.labels.tolist())}
-    assert [label[image.numpy().tobytes()] for image in found.train.pixels] == found.train.labels.tolist()
+    assert [label[image.numpy().tobytes()] for image in dataset.train.pixels] == dataset.train.labels.tolist()
     if holdout:
-        assert not rows(found.train) & rows(found.test) and rows(found.test) <= rows(whole.train)
+        assert not rows(dataset.train) & rows(dataset.test) and rows(dataset.test) <= rows(whole.train)
 
 
 def test_the_holdout_does_not_depend_on_the_subset(few_shapes):
@@ -474,23 +475,23 @@ def test_a_folder_without_labels_has_a_subset_but_no_holdout(tmp_path):
 def test_subset_of_a_folder_is_taken_before_it_is_read(tmp_path, monkeypatch):
     classes(tmp_path, 10)
     read = []
-    original = images.decode
-    monkeypatch.setattr(images, "decode", lambda path, side: read.append(path) or original(path, side))
-    found = load("folder", tmp_path, subset=5, holdout=4)
-    assert len(found.train) == 5 and len(found.test) == 4 and len(read) == 9
-    assert torch.equal(found.train.labels, colours_of(found.train))
-    assert torch.equal(found.test.labels, colours_of(found.test))
+    original = files.decode
+    monkeypatch.setattr(files, "decode", lambda path, side: read.append(path) or original(path, side))
+    dataset = load("folder", tmp_path, subset=5, holdout=4)
+    assert len(dataset.train) == 5 and len(dataset.test) == 4 and len(read) == 9
+    assert torch.equal(dataset.train.labels, colours_of(dataset.train))
+    assert torch.equal(dataset.test.labels, colours_of(dataset.test))
 
 
-# ---------------------------------------------------------------------------------------------- kept for the next start
+# -------------------------------------------------------------------------- kept for the next start
 
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
-    """A folder of 31 images, one of them unreadable, and a function that loads it and says how many were decoded."""
-    monkeypatch.setattr(images, "FEW", 1)
-    root, decoded, original = tmp_path / "photographs", [], images.decode
-    monkeypatch.setattr(images, "decode", lambda path, side: decoded.append(path) or original(path, side))
+    """Loads a folder of 31 images, one unreadable, and says how many were decoded."""
+    monkeypatch.setattr(files, "FEW", 1)
+    root, decoded, original = tmp_path / "photographs", [], files.decode
+    monkeypatch.setattr(files, "decode", lambda path, side: decoded.append(path) or original(path, side))
     classes(root / "train", 10)
     (root / "train" / "red" / "broken.png").write_bytes(b"no image")
 
@@ -549,12 +550,12 @@ def test_few_images_leave_no_file(tmp_path):
     assert not (tmp_path / "kept").exists()
 
 
-# -------------------------------------------------------------------------------------------------------------- downloads
+# ---------------------------------------------------------------------------------------- downloads
 
 
 @pytest.fixture
 def offline(monkeypatch):
-    """torchvision's downloads fail as they do without a network; nothing is asked of the real one."""
+    """torchvision's downloads fail as without a network; nothing is asked of the real one."""
 
     def fail(*_, **__):
         raise URLError("no network")
@@ -563,13 +564,13 @@ def offline(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name, files",
+    "name, needed",
     [("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python"), ("stl10", "stl10_binary")],
 )
 @pytest.mark.parametrize("place", ["data", "new/data"])
-def test_without_a_network_the_files_to_provide_are_named_and_nothing_is_left(tmp_path, offline, name, files, place):
+def test_without_a_network_the_files_to_provide_are_named_and_nothing_is_left(tmp_path, offline, name, needed, place):
     with pytest.raises(
-        UserError, match=f"--dataset {name}: cannot download.*no network.*{files}.*--data-dir"
+        UserError, match=f"--dataset {name}: cannot download.*no network.*{needed}.*--data-dir"
     ) as caught:
         load(name, tmp_path / place)
     assert str(tmp_path / place) in str(caught.value)
@@ -588,57 +589,57 @@ def test_without_a_network_a_folder_that_was_there_stays(tmp_path, offline, insi
 @pytest.mark.parametrize("name, kind", [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100")])
 def test_cifar_is_read_as_channels_first_with_its_labels(tmp_path, monkeypatch, name, kind):
     rng = np.random.default_rng(0)
-    made = {train: rng.integers(0, 256, (12 if train else 5, 32, 32, 3), dtype=np.uint8) for train in (True, False)}
+    arrays = {train: rng.integers(0, 256, (12 if train else 5, 32, 32, 3), dtype=np.uint8) for train in (True, False)}
 
     class Fake:
         classes = ["cat", "dog", "frog"]
 
         def __init__(self, root, train, download):
             assert Path(root) == tmp_path and download
-            self.data, self.targets = made[train], [i % 3 for i in range(len(made[train]))]
+            self.data, self.targets = arrays[train], [i % 3 for i in range(len(arrays[train]))]
 
     monkeypatch.setattr(torchvision.datasets, kind, Fake)
-    found = load(name, tmp_path)
-    assert found.classes == ("cat", "dog", "frog") and found.labelled is found.train
-    for part, array in ((found.train, made[True]), (found.test, made[False])):
-        assert np.array_equal(part.pixels.numpy(), array.transpose(0, 3, 1, 2)) and part.side == 32
-        assert part.labels.dtype == torch.long and part.labels.tolist() == [i % 3 for i in range(len(array))]
+    dataset = load(name, tmp_path)
+    assert dataset.classes == ("cat", "dog", "frog") and dataset.labelled is dataset.train
+    for images, array in ((dataset.train, arrays[True]), (dataset.test, arrays[False])):
+        assert np.array_equal(images.pixels.numpy(), array.transpose(0, 3, 1, 2)) and images.side == 32
+        assert images.labels.dtype == torch.long and images.labels.tolist() == [i % 3 for i in range(len(array))]
 
 
 @pytest.fixture
 def fake_stl10(monkeypatch):
     rng = np.random.default_rng(0)
     count = {"unlabeled": 20, "train": 8, "test": 6}
-    made = {split: rng.integers(0, 256, (n, 3, 96, 96), dtype=np.uint8) for split, n in count.items()}
+    arrays = {split: rng.integers(0, 256, (n, 3, 96, 96), dtype=np.uint8) for split, n in count.items()}
 
     class Fake:
         classes = ["bird", "ship"]
 
         def __init__(self, root, split, download):
-            self.data = made[split]
+            self.data = arrays[split]
             labels = np.arange(count[split]) % 2
             self.labels = np.full(count[split], -1) if split == "unlabeled" else labels.astype(np.uint8)
 
     monkeypatch.setattr(torchvision.datasets, "STL10", Fake)
-    return made
+    return arrays
 
 
 def test_stl10_pretrains_on_its_unlabelled_split_and_is_evaluated_on_the_others(tmp_path, fake_stl10):
-    found = load("stl10", tmp_path, size=96)
-    assert found.train.labels is None and found.classes == ("bird", "ship")
-    for part, split in ((found.train, "unlabeled"), (found.labelled, "train"), (found.test, "test")):
-        assert np.array_equal(part.pixels.numpy(), fake_stl10[split]) and part.side == 96
-    assert found.labelled.labels.tolist() == [0, 1] * 4 and found.test.labels.dtype == torch.long
+    dataset = load("stl10", tmp_path, size=96)
+    assert dataset.train.labels is None and dataset.classes == ("bird", "ship")
+    for images, split in ((dataset.train, "unlabeled"), (dataset.labelled, "train"), (dataset.test, "test")):
+        assert np.array_equal(images.pixels.numpy(), fake_stl10[split]) and images.side == 96
+    assert dataset.labelled.labels.tolist() == [0, 1] * 4 and dataset.test.labels.dtype == torch.long
 
 
 def test_a_subset_of_stl10_leaves_its_labelled_images_alone(tmp_path, fake_stl10):
-    found = load("stl10", tmp_path, subset=7)
-    assert (len(found.train), len(found.labelled), len(found.test)) == (7, 8, 6)
+    dataset = load("stl10", tmp_path, subset=7)
+    assert (len(dataset.train), len(dataset.labelled), len(dataset.test)) == (7, 8, 6)
     with pytest.raises(UserError, match="--holdout needs labels"):
         load("stl10", tmp_path, holdout=3)
 
 
-# ------------------------------------------------------------------------------------------------------------------ shapes
+# ------------------------------------------------------------------------------------------- shapes
 
 
 @pytest.fixture(scope="module")
@@ -696,10 +697,10 @@ def test_the_shape_is_there_to_see(drawn):
 
 
 def test_textures_roughen_the_background_and_each_image_has_its_own():
-    plain, labels = shapes.draw(100, seed=4)
+    smooth, labels = shapes.draw(100, seed=4)
     textured, same = shapes.draw(100, seed=4, textured=True)
     assert np.array_equal(labels, same)
-    corner, rough = (images[:, :, :6, :6].astype(float).std((2, 3)).mean(1) for images in (plain, textured))
+    corner, rough = (images[:, :, :6, :6].astype(float).std((2, 3)).mean(1) for images in (smooth, textured))
     assert np.median(rough) > 2 * np.median(corner)
     pattern = textured.reshape(100, 3, -1) - textured.reshape(100, 3, -1).mean(2, keepdims=True)
     pattern = pattern.reshape(100, -1) / np.linalg.norm(pattern.reshape(100, -1), axis=1, keepdims=True)

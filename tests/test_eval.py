@@ -1,4 +1,4 @@
-"""The measurements: kNN, linear probes, few labels, fine-tuning, controls, export, and what they refuse."""
+"""The evaluation: kNN, linear probe, controls, export, and what it refuses."""
 
 import json
 import re
@@ -7,17 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import TINY
 from torch import nn
 
+import data
 import eval_linear as program
-import probes
 import train
-from augment import plain
-from eval_linear import eval_side, evaluate, table
-from images import Dataset, Images
-from models import Encoder
-from probes import extract, few_labels, knn, linear_probe, raw_pixels, settle_batchnorm, train_head
-from runs import new_encoder, read_checkpoint, save_tensors
+from eval_linear import eval_side, evaluate, knn, linear_probe
+from models import Encoder, encoder_of
+from plumbing.command_line import Parser
+from plumbing.evaluation import accuracy_table, evaluation_options
+from plumbing.features import extract, random_images, raw_pixels, settle_batchnorm
+from plumbing.files import Images
+from plumbing.image_ops import whole_image
+from plumbing.runs import read_checkpoint, save_tensors
 
 CPU, ROOT = torch.device("cpu"), Path(__file__).parent.parent
 
@@ -29,19 +32,19 @@ def clusters(count=200, classes=4, dim=10, spread=0.3, seed=0):
     return centres[labels] + spread * torch.randn(count, dim, generator=generator), labels
 
 
+def parse(line):
+    return evaluation_options(Parser(), data.DATASETS).parse_args(line)
+
+
 @pytest.fixture(scope="module")
 def run(pictures, tmp_path_factory):
     """A short finished run on the drawn pictures."""
-    from conftest import TINY
-
-    from config import Config
-
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    train.train(Config(**(TINY | {"data_dir": str(pictures), "out": str(out), "epochs": 1})))
+    train.train(train.Config(**(TINY | {"data_dir": str(pictures), "out": str(out), "epochs": 1})))
     return out
 
 
-# ---------------------------------------------------------------------------------------------------------------- probes
+# ------------------------------------------------------------------------------------------- probes
 
 
 def test_knn_is_a_vote_weighted_by_the_exponential_of_the_cosine():
@@ -75,7 +78,7 @@ def test_linear_probe_does_not_care_about_scale_and_shift_of_a_feature():
 def test_linear_probe_agrees_with_a_penalised_regression_fitted_by_hand():
     x, y = clusters(spread=1.0)
     x = (x - x.mean(0)) / x.std(0)
-    head = probes._fit(x, y, 4, 0.01)
+    head = program._fit(x, y, 4, 0.01)
     loss = F.cross_entropy(head(x), y) + 0.005 * head.weight.square().sum()
     gradients = torch.autograd.grad(loss, head.parameters())
     assert max(g.abs().max() for g in gradients) < 1e-3, "the fit has converged"
@@ -86,7 +89,7 @@ def test_linear_probe_is_saved_by_its_penalty_where_features_outnumber_images(mo
     test_signal, test_y = clusters(400, spread=1.0, seed=1)
     x, test_x = torch.cat([signal, torch.randn(120, 300)], 1), torch.cat([test_signal, torch.randn(400, 300)], 1)
     chosen = linear_probe(x, y, test_x, test_y)
-    monkeypatch.setattr(probes, "STRENGTHS", (1e-9,) * 3)
+    monkeypatch.setattr(program, "STRENGTHS", (1e-9,) * 3)
     assert chosen > linear_probe(x, y, test_x, test_y) and chosen > 0.7
 
 
@@ -96,23 +99,12 @@ def test_a_class_that_is_rare_or_missing_in_a_tenth_ends_no_probe():
     assert 0 <= linear_probe(x, y, x, y) <= 1
 
 
-def test_few_labels_draws_a_balanced_share_and_reports_the_spread(monkeypatch):
-    x, y = clusters(400)
-    seen = []
-    monkeypatch.setattr(probes, "linear_probe", lambda a, b, *_: seen.append(b.bincount().tolist()) or 0.1 * len(seen))
-    mean, std = few_labels(x, y, x, y, 0.1)
-    assert seen == [[10, 10, 10, 10]] * 5
-    assert mean == pytest.approx(0.3) and std == pytest.approx(0.158, abs=1e-3)
-    few_labels(x, y, x, y, 0.001, draws=2)
-    assert seen[-1] == [1, 1, 1, 1], "at least one of each class"
-
-
-# -------------------------------------------------------------------------------------------------------------- features
+# ----------------------------------------------------------------------------------------- features
 
 
 def test_features_are_frozen_whole_image_and_in_evaluation_mode(run, pictures):
     checkpoint = read_checkpoint(run)
-    encoder = new_encoder(checkpoint["config"])
+    encoder = encoder_of(checkpoint["config"])
     images = Images(torch.randint(0, 256, (7, 3, 16, 16), dtype=torch.uint8), side=16)
     state = {k: v.clone() for k, v in encoder.state_dict().items()}
     encoder.train()
@@ -126,11 +118,11 @@ def test_features_are_frozen_whole_image_and_in_evaluation_mode(run, pictures):
 
 def test_the_untrained_control_has_the_weights_of_before_the_first_step_and_fair_statistics(run, pictures):
     config = read_checkpoint(run)["config"]
-    encoder, again = new_encoder(config), new_encoder(config)
+    encoder, again = encoder_of(config), encoder_of(config)
     assert all(torch.equal(a, b) for a, b in zip(encoder.parameters(), again.parameters()))
     images = Images(torch.randint(0, 256, (50, 3, 16, 16), dtype=torch.uint8), side=16)
     settle_batchnorm(encoder, images, 16, CPU)
-    x = plain(images.pixels, 16)
+    x = whole_image(images.pixels, 16)
     assert encoder.backbone.bn1.momentum == 0.1, "fine-tuning starts from the usual setting"
     activations = encoder.backbone.conv1(x)
     torch.testing.assert_close(
@@ -150,22 +142,29 @@ def test_images_are_shown_whole_and_up_to_a_third_larger_than_the_views(size, si
     assert eval_side({"size": size, "eval_size": 40, "arch": arch}, images) == 40
 
 
+def test_random_images_are_always_the_same_and_never_more_than_there_are():
+    images = Images(torch.zeros(50, 3, 8, 8, dtype=torch.uint8))
+    few, again = random_images(images, 10), random_images(images, 10)
+    assert torch.equal(few, again) and len(few.unique()) == 10 and few.sort().values.tolist() != list(range(10))
+    assert random_images(images, 80).sort().values.tolist() == list(range(50))
+
+
 def test_raw_pixels_are_the_normalised_image_at_32_pixels_at_most():
     images = Images(torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8), side=48)
     assert raw_pixels(images, 48).shape == (3, 3 * 32 * 32) and raw_pixels(images, 16).shape == (3, 3 * 16 * 16)
 
 
-# ------------------------------------------------------------------------------------------------------------ everything
+# --------------------------------------------------------------------------------------- everything
 
 
 def test_the_command_prints_a_table_and_writes_fractions_beside_both_controls(run, tmp_path, capsys):
     file = tmp_path / "figures.json"
-    assert program.main([str(run), "--json", str(file), "--few-labels", "--k", "20"]) == 0
+    assert program.main([str(run), "--json", str(file), "--k", "20"]) == 0
     printed = capsys.readouterr().out
     figures = json.loads(file.read_text())
     for name in ("trained", "untrained", "raw"):
         row = figures[name]
-        assert set(row) == {"knn", "linear", "linear_1", "linear_1_std", "linear_10", "linear_10_std"}
+        assert set(row) == {"knn", "linear"}
         assert all(0 <= v <= 1 for v in row.values())
         assert f"{100 * row['knn']:.1f}" in printed and name in printed
     assert "96 labelled and 40 test images" in printed
@@ -173,18 +172,19 @@ def test_the_command_prints_a_table_and_writes_fractions_beside_both_controls(ru
 
 
 def test_the_same_checkpoint_gives_the_same_figures(run):
-    args = program.parse([str(run)])
+    args = parse([str(run)])
     checkpoint = read_checkpoint(run)
-    first, second = (evaluate(checkpoint, program.load_for(checkpoint, args), k=20, quiet=True) for _ in range(2))
+    dataset = program.load_for(checkpoint["config"], args)
+    first, second = (evaluate(checkpoint, dataset, k=20, quiet=True) for _ in range(2))
     assert first == second and first["trained"] != first["untrained"]
 
 
 def test_a_held_out_part_of_the_training_images_can_take_the_place_of_the_test_set(run):
     checkpoint = read_checkpoint(run)
-    dataset = program.load_for(checkpoint, program.parse([str(run), "--subset", "50", "--holdout", "30"]))
+    dataset = program.load_for(checkpoint["config"], parse([str(run), "--subset", "50", "--holdout", "30"]))
     assert len(dataset.labelled) == 50 and len(dataset.test) == 30
-    inherited = checkpoint | {"config": checkpoint["config"] | {"subset": 40, "holdout": 20}}
-    dataset = program.load_for(inherited, program.parse([str(run)]))
+    inherited = checkpoint["config"] | {"subset": 40, "holdout": 20}
+    dataset = program.load_for(inherited, parse([str(run)]))
     assert len(dataset.labelled) == 40 and len(dataset.test) == 20
 
 
@@ -200,39 +200,18 @@ def test_transfer_probes_the_same_backbone_on_another_dataset(run, pictures, tmp
     assert 0 <= json.loads(file.read_text())["trained"]["linear"] <= 1
 
 
-@pytest.mark.parametrize("finetune", [False, True])
-def test_training_a_head_learns_and_leaves_the_given_backbone_alone(finetune):
-    """Two classes told apart by brightness: a few epochs suffice, and the encoder that was passed in stays frozen."""
-    labels = torch.arange(64) % 2
-    noise = torch.randint(0, 100, (64, 3, 16, 16), generator=torch.Generator().manual_seed(0))
-    images = Images((noise + 150 * labels[:, None, None, None]).to(torch.uint8), labels=labels, side=16)
-    dataset = Dataset(images, images, images, ("dark", "light"))
-    torch.manual_seed(0)
-    encoder = Encoder("resnet10", 16, 8, 16, 2, 16)
-    before = {k: v.clone() for k, v in encoder.state_dict().items()}
-    assert train_head(encoder, dataset, 16, CPU, epochs=15, finetune=finetune) > 0.9
-    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
-
-
-def test_the_slow_protocols_are_measured_for_networks_only(run, capsys):
-    assert program.main([str(run), "--augmented", "--finetune", "--epochs", "1"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert "linear, augmented" in lines[1] and "fine-tuned" in lines[1]
-    assert lines[-1].split()[0] == "raw" and lines[-1].split()[-2:] == ["-", "-"]
-
-
 def test_the_table_shows_percent_with_spread_and_gaps():
-    text = table(
+    text = accuracy_table(
         {"trained": {"knn": 0.5, "linear_1": 0.25, "linear_1_std": 0.01, "finetune": 0.9}, "raw": {"knn": 0.1}}
     )
     lines = [line.split() for line in text.splitlines()]
     assert lines[1] == ["trained", "50.0", "25.0", "±", "1.0", "90.0"] and lines[2] == ["raw", "10.0", "-", "-"]
 
 
-# ---------------------------------------------------------------------------------------------------------------- export
+# ------------------------------------------------------------------------------------------- export
 
 
-def test_the_exported_backbone_loads_into_torchvisions_resnet18_as_the_readme_says(tmp_path, monkeypatch):
+def test_the_exported_backbone_loads_into_torchvisions_resnet18_as_the_docs_say(tmp_path, monkeypatch):
     encoder = Encoder("resnet18", 32, dim=16, hidden=16)
     config = {"arch": "resnet18", "size": 32, "width": 0, "dim": 16, "layers": 2, "hidden": 16, "seed": 0}
     save_tensors({"config": config, "encoder": encoder.state_dict(), "optimizer": {}}, tmp_path / "last.pt", "it")
@@ -240,21 +219,23 @@ def test_the_exported_backbone_loads_into_torchvisions_resnet18_as_the_readme_sa
 
     monkeypatch.chdir(tmp_path)
     lines = {}
-    exec(re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1], lines)  # as a reader would
+    texts = "".join(file.read_text() for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
+    blocks = re.findall(r"```python\n(.*?)```", texts, re.S)
+    exec(next(block for block in blocks if "backbone.pt" in block), lines)  # as a reader would
     model = lines["model"]
     model.fc = nn.Identity()
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(model.eval()(x), encoder.eval().features(x))
 
 
-# -------------------------------------------------------------------------------------------------------------- refusals
+# ----------------------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         (["nowhere"], "nowhere: no checkpoint there"),
-        (["RUN", "--k", "0"], "--k and --epochs must be at least 1"),
+        (["RUN", "--k", "0"], "--k must be at least 1"),
         (["RUN", "--json", "not/there/x.json"], "the folder not/there does not exist"),
         (["RUN", "--export", "not/there/x.pt"], "--export not/there/x.pt cannot be written"),
         (["RUN", "--dataset", "folder", "--data-dir", "not/there"], "--data-dir not/there: no such folder"),
@@ -263,10 +244,12 @@ def test_the_exported_backbone_loads_into_torchvisions_resnet18_as_the_readme_sa
         ([], "the following arguments are required: RUN_OR_CHECKPOINT"),
         (["RUN", "--json", "."], "--json .: a folder; name a file"),
         (["RUN", "--device", "tpu"], "--device: device 'tpu' is not available"),
+        (["RUN", "--size", "-1"], "--size not negative"),
+        (["RUN", "--few-labels"], "unrecognized arguments: --few-labels"),
     ],
 )
 def test_bad_input_is_one_line(run, line, message, capsys):
-    assert program.main([str(run) if part == "RUN" else part for part in line]) == 2
+    assert program.main([str(run) if word == "RUN" else word for word in line]) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith("eval_linear.py: ") and message in said[0]
 

@@ -1,4 +1,4 @@
-"""The checks of the exercises catch every planted fault by its idea, and find none in what is right."""
+"""The exercises' checks catch every planted fault by its idea, and find none in correct code."""
 
 import inspect
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import test_exercises
-from faults import FAULTS, Plain
+from faults import FAULTS, AsWritten
 
 import bank
 import loss
@@ -21,7 +21,7 @@ CHECKS = {
 
 
 def verdicts(kind: str, file) -> dict[str, str]:
-    """What the checks of a kind ("bank" or "loss") say about a file: {check: message} of those that fail."""
+    """{check: message} of the checks of a kind ("bank" or "loss") that fail on a file."""
     said = {}
     for name, (check, takes) in CHECKS.items():
         if takes == kind:
@@ -48,7 +48,7 @@ def test_every_check_has_a_fault_to_catch():
 
 def test_what_is_right_is_caught_by_none():
     assert verdicts("bank", bank) == verdicts("loss", loss) == {}
-    assert verdicts("bank", type("file", (), {"MemoryBank": Plain})) == {}
+    assert verdicts("bank", type("file", (), {"MemoryBank": AsWritten})) == {}
 
 
 MINE = """
@@ -57,7 +57,7 @@ from bank import MemoryBank as Ours
 
 class MemoryBank(Ours):
     @torch.no_grad()
-    def update(self, z, index, similarity=None, columns=None, **rest):
+    def update(self, z, index, similarity=None, columns=None, **others):
         self.weight[index] = self.momentum * self.weight[index] + (1 - self.momentum) * z
 """
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from loss import nce, sqrt_kl, streaming_loss, streaming_losses
+from loss import nce, sqrt_kl
 
 B, N = 6, 11
 
@@ -15,7 +15,7 @@ def similarity():
 
 
 def gradient(loss, similarity):
-    return torch.autograd.grad(loss, similarity)[0]
+    return torch.autograd.grad(loss, similarity, retain_graph=True)[0]
 
 
 def softmax(a):
@@ -78,7 +78,7 @@ def test_sqrt_kl_gradient_has_the_closed_form_of_the_comments(similarity, temper
 
 
 def test_nce_lets_go_of_the_other_rows_once_an_image_is_recognised_and_sqrt_kl_does_not():
-    """The cure for infrequent updating: what reaches the rows k != y dies out with NCE as s_y grows, not with SqrtKL."""
+    """The cure for infrequent updating: as s_y grows, only SqrtKL still pushes the other rows."""
     reach = {"nce": [], "sqrt_kl": []}
     for own in (0.4, 0.9):
         s = torch.linspace(-0.2, 0.2, 1000, dtype=torch.float64)[None].clone()
@@ -113,6 +113,50 @@ def test_sqrt_kl_vanishes_for_a_uniform_prediction_only():
     assert sqrt_kl(torch.eye(2, 7, dtype=torch.float64)) > 1e-3
 
 
+# ------------------------------------------------------------------------------------------ weights
+
+TIMES = torch.tensor([1, 2, 1, 3, 1, 2])
+
+
+def losses_of(similarity, target, weight=None):
+    soft = torch.nn.functional.one_hot(target, N).double() * 0.7 + 0.3 / N
+    yield nce(similarity, target, 0.2, weight)
+    yield nce(similarity, soft, 0.2, weight)
+    for direction in ("p||u", "u||p"):
+        for detach in (True, False):
+            yield sqrt_kl(similarity, 0.5, direction, detach, weight=weight)
+
+
+def test_a_weight_counts_like_a_repeat_in_value_and_gradient(similarity):
+    target = torch.tensor([3, 1, 4, 1, 5, 9])
+    repeated = losses_of(similarity.repeat_interleave(TIMES, 0), target.repeat_interleave(TIMES))
+    for weighted, expected in zip(losses_of(similarity, target, TIMES.double()), repeated, strict=True):
+        torch.testing.assert_close(weighted, expected, rtol=1e-12, atol=0)
+        got, wanted = gradient(weighted, similarity), gradient(expected, similarity)
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-14)
+
+
+def test_equal_weights_of_any_size_give_the_plain_mean(similarity):
+    target = torch.tensor([3, 1, 4, 1, 5, 9])
+    for size in (0.25, 1.0, 7.0):
+        same = losses_of(similarity, target, torch.full((B,), size, dtype=torch.float64))
+        for weighted, expected in zip(same, losses_of(similarity, target), strict=True):
+            torch.testing.assert_close(weighted, expected, rtol=1e-12, atol=0)
+
+
+def test_groups_of_views_are_averaged_by_their_weights(similarity):
+    """Two views per image with weights ω and 1 - ω: the loss is the same mixture of two batches."""
+    target, omega = torch.tensor([3, 1, 4]), 0.3
+    weight = torch.tensor([omega] * 3 + [1 - omega] * 3, dtype=torch.float64)
+    both = losses_of(similarity, target.repeat(2), weight)
+    first, second = losses_of(similarity[:3], target), losses_of(similarity[3:], target)
+    for mixed, one, other in zip(both, first, second, strict=True):
+        torch.testing.assert_close(mixed, omega * one + (1 - omega) * other, rtol=1e-12, atol=0)
+
+
+# ----------------------------------------------------------------------------------------- refusals
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_a_temperature_must_be_positive(similarity, temperature):
     with pytest.raises(ValueError, match="greater than 0"):
@@ -124,62 +168,3 @@ def test_a_temperature_must_be_positive(similarity, temperature):
 def test_an_unknown_direction_is_refused_with_the_known_ones(similarity):
     with pytest.raises(ValueError, match=r"p\|\|u, u\|\|p"):
         sqrt_kl(similarity, direction="u||u")
-
-
-# ------------------------------------------------------------------------------------------------------------ streaming
-
-
-@pytest.fixture
-def rows():
-    generator = torch.Generator().manual_seed(1)
-    z, weight = (torch.randn(n, 7, generator=generator, dtype=torch.float64) for n in (5, 41))
-    index = torch.tensor([3, 40, 3, 0, 17])  # one image twice, the first row and the last
-    return torch.nn.functional.normalize(z, dim=1).requires_grad_(), torch.nn.functional.normalize(weight, dim=1), index
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 41, 8192])
-@pytest.mark.parametrize("tau, lam, t", [(0.07, 0.0, 1.0), (0.07, 20.0, 1.0), (0.2, 3.0, 0.2), (0.005, 1.0, 0.003)])
-def test_streaming_equals_the_plain_path_in_value_and_gradient(rows, chunk, tau, lam, t):
-    z, weight, index = rows
-    similarity = z @ weight.T
-    plain = nce(similarity, index, tau) + lam * sqrt_kl(similarity, t)
-    streamed = streaming_loss(z, weight, index, tau, lam, t, chunk)
-    torch.testing.assert_close(streamed, plain, rtol=1e-10, atol=1e-10)
-    (expected,) = torch.autograd.grad(plain, z)
-    (got,) = torch.autograd.grad(3 * streamed, z)
-    torch.testing.assert_close(got, 3 * expected, rtol=1e-10, atol=1e-10)
-
-
-def test_streaming_gives_both_losses_and_the_normaliser(rows):
-    z, weight, index = rows
-    similarity = z @ weight.T
-    l_nce, l_kl, log_total = streaming_losses(z, weight, index, 0.1, 0.5, chunk=8)
-    torch.testing.assert_close(l_nce, nce(similarity, index, 0.1))
-    torch.testing.assert_close(l_kl, sqrt_kl(similarity, 0.5))
-    torch.testing.assert_close(log_total, (similarity / 0.1).logsumexp(1))
-    assert not log_total.requires_grad
-    assert streaming_losses(z, weight, index, 0.1, None)[1] == 0
-
-
-def test_streaming_holds_no_matrix_over_the_bank():
-    z, weight = (torch.nn.functional.normalize(torch.randn(n, 4), dim=1) for n in (8, 5000))
-    sizes = []
-
-    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            results = out if isinstance(out, (tuple, list)) else (out,)
-            sizes.extend(x.numel() for x in results if isinstance(x, torch.Tensor) and x._base is None)
-            return out
-
-    with Recorder():
-        streaming_loss(z.requires_grad_(), weight, torch.arange(8), 0.1, 1.0, chunk=100).backward()
-    made = [size for size in sizes if size != weight.numel()]
-    assert max(made) <= 8 * 100
-
-
-@pytest.mark.parametrize("numbers", [(0.0, 1.0, 8), (0.1, 0.0, 8), (0.1, 1.0, 0)])
-def test_streaming_refuses_what_is_not_positive(rows, numbers):
-    tau, t, chunk = numbers
-    with pytest.raises(ValueError):
-        streaming_loss(*rows, tau, 1.0, t, chunk)

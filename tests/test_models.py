@@ -1,5 +1,6 @@
-"""Every architecture by name: shapes, the stem for small images, torchvision's parameter names, devices."""
+"""Every ResNet by name: shapes, the stem for small images, torchvision's names, devices."""
 
+from dataclasses import asdict
 from functools import cache
 from types import SimpleNamespace
 
@@ -8,26 +9,16 @@ import torch
 import torchvision.models as tv
 from torch import nn
 
-import models
-from models import (
-    ARCHITECTURES,
-    MOBILE,
-    Encoder,
-    build_backbone,
-    build_projector,
-    pick_device,
-    pick_precision,
-)
+from models import ARCHITECTURES, Encoder, build_projector, build_resnet, encoder_of
+from plumbing import devices
+from plumbing.devices import pick_device, pick_precision
+from train import Config
 
 FEATURES = {
     "resnet10": 256,
     "resnet18": 512,
     "resnet34": 512,
     "resnet50": 2048,
-    "mobilenet_v2": 1280,
-    "mobilenet_v3_small": 576,
-    "efficientnet_b0": 1280,
-    "vit_tiny": 192,
 }
 
 
@@ -38,7 +29,7 @@ def seeded():
 
 @cache
 def backbone(arch, size):
-    return build_backbone(arch, size).eval()
+    return build_resnet(arch, size).eval()
 
 
 def views(size, batch=2):
@@ -69,7 +60,7 @@ def test_embeddings_are_unit_vectors_in_float32_under_bf16():
     assert 0 < (rough - exact).abs().max() < 0.05 * exact.abs().max()
 
 
-@pytest.mark.parametrize("arch, size", [("resnet10", 64), ("resnet10", 96), ("vit_tiny", 64), ("vit_tiny", 96)])
+@pytest.mark.parametrize("arch, size", [("resnet10", 64), ("resnet10", 96)])
 def test_other_sizes_give_the_same_width_of_features(arch, size):
     assert backbone(arch, size)(views(size)).shape == (2, FEATURES[arch])
 
@@ -89,14 +80,7 @@ def test_larger_images_enter_a_resnet_by_torchvisions_own_stem(size):
     assert isinstance(net.maxpool, nn.MaxPool2d)
 
 
-@pytest.mark.parametrize("arch", MOBILE)
-@pytest.mark.parametrize("size, stride", [(64, 1), (96, 2)])
-def test_the_first_convolution_of_a_mobile_network_strides_over_large_images_only(arch, size, stride):
-    net = backbone(arch, size)
-    assert net.features[0](views(size)).shape[-1] == size // stride
-
-
-# ----------------------------------------------------------------------------------------------------------- torchvision
+# -------------------------------------------------------------------------------------- torchvision
 
 
 def assert_loads_and_agrees(ours, theirs, head, size):
@@ -120,66 +104,51 @@ def test_the_backbone_loads_into_torchvisions_resnet18_with_the_small_stem():
 
 
 def test_the_backbone_for_large_images_loads_into_torchvisions_resnet18_as_it_is():
-    assert_loads_and_agrees(build_backbone("resnet18", 96), tv.resnet18(), "fc", 96)
+    assert_loads_and_agrees(build_resnet("resnet18", 96), tv.resnet18(), "fc", 96)
 
 
-@pytest.mark.parametrize("arch", MOBILE)
-def test_a_mobile_backbone_loads_into_torchvisions_network(arch):
-    theirs = getattr(tv, arch)()
-    theirs.features[0][0].stride = (1, 1)
-    assert_loads_and_agrees(build_backbone(arch, 32), theirs, "classifier", 32)
-
-
-def test_vit_tiny_loads_into_torchvisions_vision_transformer():
-    theirs = tv.VisionTransformer(32, 4, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768)
-    assert_loads_and_agrees(build_backbone("vit_tiny", 32), theirs, "heads", 32)
-
-
-# --------------------------------------------------------------------------------------------------------------- options
+# ------------------------------------------------------------------------------------------ options
 
 
 @pytest.mark.parametrize("arch, expected", [("resnet10", 128), ("resnet50", 512)])
 @pytest.mark.parametrize("size", [32, 96])
 def test_width_is_the_channels_of_the_first_stage(arch, expected, size):
-    net = build_backbone(arch, size, width=16).eval()
+    net = build_resnet(arch, size, width=16).eval()
     assert net.conv1.out_channels == net.bn1.num_features == 16
     assert net(views(size)).shape == (2, expected)
 
 
 def test_a_width_of_64_is_torchvisions_own():
-    named = [{k: v.shape for k, v in build_backbone("resnet18", 32, w).state_dict().items()} for w in (None, 64, 65)]
+    named = [{k: v.shape for k, v in build_resnet("resnet18", 32, w).state_dict().items()} for w in (None, 64, 65)]
     assert named[0] == named[1] != named[2] and named[0].keys() == named[2].keys()
-
-
-@pytest.mark.parametrize("arch", MOBILE)
-def test_width_is_refused_where_it_has_no_meaning(arch):
-    with pytest.raises(ValueError, match=f"width is an option of resnet10.*not of {arch}"):
-        build_backbone(arch, 32, width=32)
-
-
-def test_the_width_of_vit_tiny_is_that_of_its_tokens():
-    assert build_backbone("vit_tiny", 16, width=24)(views(16)).shape == (2, 24)
-    with pytest.raises(ValueError, match="three heads: width 32"):
-        build_backbone("vit_tiny", 16, width=32)
 
 
 def test_an_unknown_architecture_is_answered_with_the_known_ones():
     with pytest.raises(ValueError, match="unknown arch 'resnet99'") as caught:
-        build_backbone("resnet99", 32)
+        build_resnet("resnet99", 32)
     assert all(arch in str(caught.value) for arch in ARCHITECTURES)
 
 
-@pytest.mark.parametrize("size, grid", [(8, 8), (16, 8), (32, 8), (64, 8), (96, 6), (36, 9)])
-def test_vit_tiny_cuts_an_image_into_whole_patches(size, grid):
-    net = backbone("vit_tiny", size)
-    assert net.encoder.pos_embedding.shape[1] == grid * grid + 1
-    assert net(views(size)).shape == (2, 192)
+def test_a_backbone_of_your_own_takes_the_place_of_a_named_one():
+    own = nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    encoder = Encoder(own, size=16, dim=7, hidden=6)
+    assert encoder.backbone is own and encoder.feature_dim == 5
+    assert encoder.features(views(16)).shape == (2, 5) and encoder(views(16)).shape == (2, 7)
 
 
-@pytest.mark.parametrize("size, patch", [(33, 4), (65, 16), (100, 16)])
-def test_vit_tiny_refuses_a_size_that_leaves_a_rest(size, patch):
-    with pytest.raises(ValueError, match=f"patches of {patch}: size {size}"):
-        build_backbone("vit_tiny", size)
+def test_without_a_projector_the_embedding_is_the_feature_on_the_unit_sphere():
+    encoder = Encoder("resnet10", width=8, layers=0).eval()
+    x = views(16)
+    torch.testing.assert_close(encoder(x), nn.functional.normalize(encoder.features(x), dim=1))
+
+
+def test_defaults_are_those_of_a_run():
+    """`Encoder()` in a notebook is the encoder of `python train.py`."""
+    of_run = encoder_of(asdict(Config()))
+    torch.manual_seed(Config().seed)
+    state = Encoder().state_dict()
+    assert state.keys() == of_run.state_dict().keys()
+    assert all(torch.equal(x, state[name]) for name, x in of_run.state_dict().items())
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
@@ -199,17 +168,17 @@ def test_a_projector_without_layers_is_refused(layers):
         build_projector(4, 4, 4, layers)
 
 
-# -------------------------------------------------------------------------------------------------- device and precision
+# ----------------------------------------------------------------------------- device and precision
 
 
 @pytest.fixture
 def accelerators(monkeypatch):
-    def there(cuda=False, mps=False):
+    def pretend(cuda=False, mps=False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 * cuda)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
-    return there
+    return pretend
 
 
 @pytest.mark.parametrize(
@@ -261,12 +230,12 @@ def test_freed_memory_is_kept_where_there_is_glibc_and_elsewhere_nothing_happens
     asked = []
     library = SimpleNamespace(mallopt=lambda *pair: asked.append(pair))
     for found in (library, SimpleNamespace()):
-        monkeypatch.setattr(models.ctypes, "CDLL", lambda name, found=found: found)
-        models.keep_freed_memory()
+        monkeypatch.setattr(devices.ctypes, "CDLL", lambda name, found=found: found)
+        devices.keep_freed_memory()
     assert {number for number, _ in asked} == {-1, -3} and all(0 < size < 2**31 for _, size in asked)
 
     def missing(name):
         raise OSError
 
-    monkeypatch.setattr(models.ctypes, "CDLL", missing)
-    models.keep_freed_memory()
+    monkeypatch.setattr(devices.ctypes, "CDLL", missing)
+    devices.keep_freed_memory()

@@ -1,28 +1,24 @@
-"""figures/page.py: one page, whole and self-contained, whose numbers are those of the run's files."""
+"""figures/page.py: one page, whole and self-contained, with the numbers of the run's files."""
 
 import base64
 import importlib
 import json
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "figures"))
-
-import page
+from invented import lab
 
 import eval_linear
-from config import Config
-from pretraining import Pretraining
-from runs import read_checkpoint
-from train import load_dataset, train
+from figures import page
+from lab.train import train as lab_train
+from plumbing.runs import read_checkpoint
+from train import Config, Pretraining, load_dataset, train
 
-PARTS = ["curves", "accuracy", "neighbours", "map", "spectrum", "step"]
+SECTIONS = ["curves", "accuracy", "neighbours", "map", "spectrum", "step"]
 
 
 class Read(HTMLParser):
@@ -32,7 +28,7 @@ class Read(HTMLParser):
 
     def __init__(self, file: Path):
         super().__init__()
-        self.tags, self.open, self.text, self.images, self.part = [], [], {"": ""}, {"": []}, ""
+        self.tags, self.open, self.text, self.images, self.section = [], [], {"": ""}, {"": []}, ""
         self.feed(file.read_text(encoding="ascii"))
         assert not self.open, "a tag is left open"
 
@@ -42,19 +38,19 @@ class Read(HTMLParser):
         if tag not in self.VOID:
             self.open.append(tag)
         if tag == "section":
-            self.part = attrs["id"]
-            self.text[self.part], self.images[self.part] = "", []
+            self.section = attrs["id"]
+            self.text[self.section], self.images[self.section] = "", []
         if tag == "img":
-            self.images[self.part].append(attrs)
+            self.images[self.section].append(attrs)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag, "tags are closed in order"
         if tag == "section":
-            self.part = ""
+            self.section = ""
 
     def handle_data(self, data):
         if "style" not in self.open:
-            self.text[self.part] += " ".join(data.split()) + " "
+            self.text[self.section] += " ".join(data.split()) + " "
 
 
 @pytest.fixture(scope="module")
@@ -76,19 +72,19 @@ def test_the_page_is_whole_and_needs_nothing_but_itself(run, shown):
     text = (run / "page.html").read_text()
     assert text.startswith("<!DOCTYPE html>") and text.rstrip().endswith("</html>")
     assert not re.search(r"https?:|//\w|<script|<link|url\(|@import", re.sub(r'base64,[^"]*', "", text))
-    assert [part for part in shown.text if part] == PARTS
+    assert [name for name in shown.text if name] == SECTIONS
     assert "$" not in "".join(shown.text.values()), "a placeholder is left"
     assert dict(shown.tags)["html"] == {"lang": "en"} and "a <run>" in shown.text[""]
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in shown.tags
-    assert [tag for tag, _ in shown.tags if re.fullmatch("h[1-6]", tag)] == ["h1"] + ["h2"] * len(PARTS)
+    assert [tag for tag, _ in shown.tags if re.fullmatch("h[1-6]", tag)] == ["h1"] + ["h2"] * len(SECTIONS)
     ids = {attrs["id"] for _, attrs in shown.tags if "id" in attrs}
     links = [attrs["href"] for tag, attrs in shown.tags if tag == "a"]
-    assert links == ["#" + part for part in PARTS] and set(PARTS) <= ids
+    assert links == ["#" + name for name in SECTIONS] and set(SECTIONS) <= ids
     assert not list(run.glob("*.part"))
 
 
 def test_every_picture_lies_inside_and_says_in_words_what_it_shows(shown):
-    assert {part: len(images) for part, images in shown.images.items()} == {
+    assert {name: len(images) for name, images in shown.images.items()} == {
         "": 0, "curves": 2, "accuracy": 0, "neighbours": 2, "map": 2, "spectrum": 1, "step": 2,
     }  # fmt: skip
     images = sum(shown.images.values(), [])
@@ -104,10 +100,11 @@ def test_the_numbers_are_those_of_the_run_s_files(run, shown):
     assert f"NCE loss: {first['nce']:.3f} in epoch 1 to {last['nce']:.3f} in epoch 2." in shown.text["curves"]
     assert "Guessing among 96 rows costs 4.564." in shown.text["curves"]
     assert f"kNN accuracy: {first['knn']:.1%} in epoch 1 to {last['knn']:.1%} in epoch 2." in shown.text["curves"]
-    found = json.loads((run / "eval.json").read_text())
+    measured = json.loads((run / "eval.json").read_text())
     for name, words in (("trained", "trained"), ("untrained", "untrained"), ("raw", "raw pixels")):
-        assert f" {words} {100 * found[name]['knn']:.1f} {100 * found[name]['linear']:.1f} " in shown.text["accuracy"]
-    assert found["date"] in shown.text["accuracy"]
+        row = f" {words} {100 * measured[name]['knn']:.1f} {100 * measured[name]['linear']:.1f} "
+        assert row in shown.text["accuracy"]
+    assert measured["date"] in shown.text["accuracy"]
     assert "96 images of folder" in shown.text[""] and "2 of 2 epochs" in shown.text[""]
 
 
@@ -115,13 +112,13 @@ def test_every_function_that_the_page_names_exists():
     names = re.findall(r"<code>([\w/]+)\.py:([\w.]+)</code>", page.TEMPLATE.read_text())
     assert len(names) >= 15
     for file, attributes in names:
-        found = importlib.import_module(file.removeprefix("figures/"))
+        place = importlib.import_module(file.replace("/", "."))
         for attribute in attributes.split("."):
-            found = getattr(found, attribute)
+            place = getattr(place, attribute)
 
 
 def test_the_bank_before_the_first_step_is_the_one_that_training_began_with(tiny, monkeypatch, capsys):
-    train(tiny(epochs=1, momentum=1.0))  # at m = 1 the bank stays as it began
+    train(tiny(epochs=1, bank_momentum=1.0))  # at m = 1 the bank stays as it began
     seen = []
     drawn = page.spectrum
     monkeypatch.setattr(page, "spectrum", lambda *args: seen.append(args) or drawn(*args))
@@ -136,7 +133,7 @@ def test_the_bank_before_the_first_step_is_the_one_that_training_began_with(tiny
 
 
 def test_one_step_is_that_of_the_two_rules(tiny, monkeypatch):
-    config = tiny(momentum=0.6, temperature=0.2)
+    config = tiny(bank_momentum=0.6, temperature=0.2)
     dataset = load_dataset(config)
     run = Pretraining(config, len(dataset.train), torch.device("cpu"))
     z, before = torch.nn.functional.normalize(torch.randn(16, 16), dim=1), run.bank.weight.clone()
@@ -145,7 +142,7 @@ def test_one_step_is_that_of_the_two_rules(tiny, monkeypatch):
     cells = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in rows]
     assert torch.equal(run.bank.weight, before), "the run's own bank stays as it was"
 
-    index = page.some(dataset.train, 16)
+    index = page.random_images(dataset.train, 16)
     w, z = torch.nn.functional.normalize(before.double(), dim=1), z.double()  # float32 unit rows are not quite
     own = torch.zeros(96, dtype=torch.bool).index_fill_(0, index, True)
     expected = {}
@@ -171,10 +168,10 @@ def test_a_run_without_labels_has_a_page_without_what_needs_them(pictures, tiny,
     train(tiny(data_dir=str(folder)))
     assert page.main([tiny().out, "--out", str(tmp_path / "p.html")]) == 0
     shown = Read(tmp_path / "p.html")
-    assert [part for part in shown.text if part] == PARTS
-    for part in ("accuracy", "neighbours", "map"):
-        assert page.NO_LABELS in shown.text[part] and not shown.images[part]
-    assert [len(shown.images[part]) for part in ("curves", "spectrum", "step")] == [1, 1, 2]
+    assert [name for name in shown.text if name] == SECTIONS
+    for name in ("accuracy", "neighbours", "map"):
+        assert page.NO_LABELS in shown.text[name] and not shown.images[name]
+    assert [len(shown.images[name]) for name in ("curves", "spectrum", "step")] == [1, 1, 2]
     assert "took no such look" in shown.text["curves"]
 
     folder.rename(tmp_path / "moved")
@@ -183,11 +180,11 @@ def test_a_run_without_labels_has_a_page_without_what_needs_them(pictures, tiny,
 
 
 def test_a_method_without_a_bank_has_a_page_without_it(tiny):
-    train(tiny(epochs=1, method="simclr"))
+    lab_train(lab(tiny(epochs=1), method="simclr"))
     assert page.main([tiny().out]) == 0
     shown = Read(Path(tiny().out) / "page.html")
-    for part in ("spectrum", "step"):
-        assert page.NO_BANK in shown.text[part] and not shown.images[part]
+    for name in ("spectrum", "step"):
+        assert page.NO_BANK in shown.text[name] and not shown.images[name]
     assert "loss:" in shown.text["curves"] and "Guessing" not in shown.text["curves"]
     assert "no eval.json yet" in shown.text["accuracy"] and len(shown.images["neighbours"]) == 2
 
@@ -211,7 +208,7 @@ def test_mistakes_are_one_line_and_leave_the_page_as_it_was(run, tmp_path, pictu
         (fewer / file.name).write_bytes(file.read_bytes())
     config = json.loads((run / "config.json").read_text())
     assert config["batch_size"] == 16
-    refused("its bank has 96 rows, one an image, but there are", run, "--data-dir", fewer.parent.parent)
+    refused("its bank has 96 rows, one per image, but there are", run, "--data-dir", fewer.parent.parent)
 
     measured = (run / "eval.json").read_text()
     try:

@@ -1,0 +1,290 @@
+"""Two-branch methods to compare with, made of lightly's losses, heads and updates: --method byol.
+
+Each is an nn.Module around a backbone. `forward(view, other)` takes two views (B, 3, H, W) of the
+same images and gives the loss. `after_step()` follows the optimiser's step. Methods that are
+`_OfPairs` take the crops of --views too. Head sizes, temperatures and momenta are those of
+lightly's CIFAR-10 benchmark, which has learning rate 0.06 for a batch of 128 and weight decay 5e-4.
+Backbone, augmentation, optimiser, schedule, checkpoints and evaluation are those of our own method.
+lightly is an optional dependency: pip install -r requirements-bench.txt.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lab import ranks
+from lab.backbones import encoder_for
+from lab.crops import crops, pairs, through
+from plumbing.command_line import UserError
+from plumbing.devices import looking_is_free, pick_precision
+from plumbing.runs import load_state
+
+try:
+    from lightly.loss import BarlowTwinsLoss, DINOLoss, NegativeCosineSimilarity, NTXentLoss
+    from lightly.models.modules import heads
+    from lightly.models.utils import deactivate_requires_grad, update_momentum
+except ImportError as error:
+    raise UserError(f"the two-branch methods need lightly: pip install -r requirements-bench.txt ({error})") from error
+
+
+class InFloat32(nn.Module):
+    """A loss of the networks' outputs in float32, also where the networks compute in bf16."""
+
+    def __init__(self, criterion: nn.Module):
+        super().__init__()
+        self.criterion = criterion
+
+    def forward(self, *outputs):
+        def exact(x):
+            return [y.float() for y in x] if isinstance(x, list) else x.float()
+
+        device = next(iter(outputs[0])).device if isinstance(outputs[0], list) else outputs[0].device
+        with torch.autocast(device.type, enabled=False):
+            return self.criterion(*map(exact, outputs))
+
+
+class _OfPairs:
+    """For more than two crops.
+
+    `online(x)` is what a method makes of a crop. `target(x)` is what it compares other crops with,
+    made of global crops only (None: online(x)). `agree(online, target)` is the loss of a pair.
+    """
+
+    target = None
+
+    def of_pairs(self, views: list[Tensor], weights: dict[tuple[int, int], float]) -> Tensor:
+        """The weighted sum over pairs of V crops (B, 3, H, W), global ones first.
+
+        weights are those of `crops.pairs`.
+        """
+        count = len({j for _, j in weights})  # of the crops are global
+        online = through(self.online, views).chunk(len(views))
+        target = through(self.target, views[:count]).chunk(count) if self.target else online
+        loss = sum(w * self.agree(online[i], target[j]) for (i, j), w in weights.items())
+        self.remember(torch.cat(target[:count]))
+        return loss
+
+    def remember(self, target: Tensor) -> None:
+        """Called once a step with the targets of all global crops (G B, D)."""
+
+
+class SimCLR(_OfPairs, nn.Module):
+    """arXiv 2002.05709: a view finds its partner among the views of the batch."""
+
+    def __init__(self, backbone: nn.Module, features: int):
+        super().__init__()
+        self.backbone, self.head = backbone, heads.SimCLRProjectionHead(features, 512, 128)
+        self.criterion = InFloat32(NTXentLoss(temperature=0.5))
+
+    def online(self, view: Tensor) -> Tensor:
+        return self.head(self.backbone(view))
+
+    def agree(self, online: Tensor, target: Tensor) -> Tensor:
+        return self.criterion(online, target)
+
+    def forward(self, view: Tensor, other: Tensor) -> Tensor:
+        return self.criterion(self.online(view), self.online(other))
+
+    def after_step(self) -> None:
+        pass
+
+
+class SimSiam(nn.Module):
+    """arXiv 2011.10566: a view predicts its partner's projection, which gets no gradient."""
+
+    def __init__(self, backbone: nn.Module, features: int):
+        super().__init__()
+        self.backbone = backbone
+        self.head = heads.ProjectionHead(
+            [(features, 2048, nn.BatchNorm1d(2048), nn.ReLU()), (2048, 2048, nn.BatchNorm1d(2048), None)]
+        )
+        self.predictor = heads.SimSiamPredictionHead(2048, 512, 2048)
+        self.criterion = InFloat32(NegativeCosineSimilarity())
+
+    def forward(self, view: Tensor, other: Tensor) -> Tensor:
+        z, z_other = (self.head(self.backbone(v)) for v in (view, other))  # (B, 2048)
+        p, p_other = self.predictor(z), self.predictor(z_other)
+        return (self.criterion(p, z_other.detach()) + self.criterion(p_other, z.detach())) / 2
+
+    def after_step(self) -> None:
+        pass
+
+
+class BarlowTwins(nn.Module):
+    """arXiv 2103.03230: each output agrees with itself over two views, and with no other output."""
+
+    def __init__(self, backbone: nn.Module, features: int):
+        super().__init__()
+        self.backbone = backbone
+        self.head = heads.ProjectionHead([(features, 2048, nn.BatchNorm1d(2048), nn.ReLU()), (2048, 2048, None, None)])
+        self.criterion = InFloat32(BarlowTwinsLoss())
+
+    def forward(self, view: Tensor, other: Tensor) -> Tensor:
+        return self.criterion(self.head(self.backbone(view)), self.head(self.backbone(other)))
+
+    def after_step(self) -> None:
+        pass
+
+
+class _WithTeacher(nn.Module):
+    """A second network follows the first: teacher <- m teacher + (1 - m) student after a step."""
+
+    def __init__(self, backbone: nn.Module, head, m: float = 0.99):
+        super().__init__()
+        self.backbone, self.head, self.m = backbone, head(), m
+        self.teacher, self.teacher_head = copy.deepcopy(backbone), head()
+        self.teacher_head.load_state_dict(self.head.state_dict())
+        deactivate_requires_grad(self.teacher), deactivate_requires_grad(self.teacher_head)
+
+    def forward(self, view: Tensor, other: Tensor) -> Tensor:
+        return (self.one_way(view, other) + self.one_way(other, view)) / 2
+
+    def after_step(self) -> None:
+        update_momentum(self.backbone, self.teacher, self.m)
+        update_momentum(self.head, self.teacher_head, self.m)
+
+
+class MoCo(_OfPairs, _WithTeacher):
+    """arXiv 2003.04297: a view finds its partner, seen by the teacher, among 4 096 earlier ones."""
+
+    def __init__(self, backbone: nn.Module, features: int):
+        super().__init__(backbone, lambda: heads.MoCoProjectionHead(features, 512, 128))
+        self.criterion = InFloat32(NTXentLoss(temperature=0.1, memory_bank_size=(4096, 128)))
+
+    def online(self, view: Tensor) -> Tensor:
+        return self.head(self.backbone(view))
+
+    def target(self, view: Tensor) -> Tensor:
+        return self.teacher_head(self.teacher(view)).detach()
+
+    def one_way(self, view: Tensor, other: Tensor) -> Tensor:
+        return self.criterion(self.online(view), self.target(other))
+
+    def agree(self, online: Tensor, target: Tensor) -> Tensor:
+        """What the criterion gives, without its side effect.
+
+        The criterion puts the target in the queue with every pair, and the next pair would find it
+        among its negatives.
+        """
+        with torch.autocast(online.device.type, enabled=False):
+            z, key = (F.normalize(x.float(), dim=1) for x in (online, target))  # (B, 128)
+            queue = self.criterion.criterion.memory_bank(key)[1]  # (128, 4096)
+            logits = torch.cat([(z * key).sum(1, keepdim=True), z @ queue], 1) / self.criterion.criterion.temperature
+            return F.cross_entropy(logits, torch.zeros(len(z), dtype=torch.long, device=z.device))
+
+    def remember(self, target: Tensor) -> None:
+        self.criterion.criterion.memory_bank(F.normalize(target.float(), dim=1), update=True)
+
+
+class MoCoOneWay(MoCo):
+    """MoCo v2 as published: one view through the student, the other through the teacher."""
+
+    of_pairs = None
+
+    def forward(self, view: Tensor, other: Tensor) -> Tensor:
+        return self.one_way(view, other)
+
+
+class BYOL(_WithTeacher):
+    """arXiv 2006.07733: a view predicts what the teacher makes of its partner."""
+
+    def __init__(self, backbone: nn.Module, features: int):
+        super().__init__(backbone, lambda: heads.BYOLProjectionHead(features, 1024, 256))
+        self.predictor = heads.BYOLPredictionHead(256, 1024, 256)
+        self.criterion = InFloat32(NegativeCosineSimilarity())
+
+    def one_way(self, view: Tensor, other: Tensor) -> Tensor:
+        prediction = self.predictor(self.head(self.backbone(view)))
+        return self.criterion(prediction, self.teacher_head(self.teacher(other)).detach())
+
+
+class DINO(_WithTeacher):
+    """arXiv 2104.14294: a view predicts the teacher's centred, sharpened output. No local crops."""
+
+    def __init__(self, backbone: nn.Module, features: int):
+        super().__init__(backbone, lambda: heads.DINOProjectionHead(features, 512, 64, 2048, batch_norm=True))
+        self.criterion = InFloat32(DINOLoss(2048))
+
+    def forward(self, view: Tensor, other: Tensor) -> Tensor:
+        student = [self.head(self.backbone(v)) for v in (view, other)]
+        with torch.no_grad():
+            teacher = [self.teacher_head(self.teacher(v)) for v in (view, other)]
+        return self.criterion(teacher, student)
+
+
+METHODS = {
+    "simclr": SimCLR,
+    "simsiam": SimSiam,
+    "byol": BYOL,
+    "moco": MoCo,
+    "mocov2": MoCoOneWay,
+    "barlow": BarlowTwins,
+    "dino": DINO,
+}
+
+
+class TwoBranches:
+    """What a run of one of these learns with; `train.train` takes it in place of `Pretraining`."""
+
+    LOSSES = ("loss",)
+    choices = None
+
+    def __init__(self, config, count: int, device: torch.device):
+        if ranks.count() > 1:
+            raise UserError(f"--method {config.method} runs in one process")
+        self.config, self.device = config, device
+        self.encoder = encoder_for(config).to(device, memory_format=torch.channels_last)
+        self.encoder.precision = pick_precision(config.precision, device)
+        model = METHODS[config.method](self.encoder.backbone, self.encoder.feature_dim)
+        self.model = model.to(device, memory_format=torch.channels_last).train()
+        self.crops, self.pairs = crops(config), pairs(config)
+        self.augment = self.crops[0].augment
+        of_pairs = getattr(model, "of_pairs", None)
+        if self.pairs and not of_pairs:
+            able = ", ".join(name for name, kind in METHODS.items() if getattr(kind, "of_pairs", None))
+            raise UserError(f"--views {config.views}: not with --method {config.method}, but with ours, {able}")
+        call = of_pairs if self.pairs else self.model
+        self.forward = torch.compile(call) if config.compile else call
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.SGD(trained, config.lr, config.sgd_momentum, weight_decay=config.weight_decay)
+
+    def init_bank(self, images) -> None:
+        """There is none."""
+
+    def loss(self, pixels: Tensor) -> Tensor:
+        """The loss of images (B, 3, S, S) seen in two views each, or in those of --views."""
+        views = [crop.augment(pixels) for crop in (self.crops if self.pairs else 2 * self.crops)]
+        with self.encoder.autocast(pixels):
+            return self.forward(views, self.pairs) if self.pairs else self.forward(*views)
+
+    def step(self, pixels: Tensor, index: Tensor, lr: float) -> Tensor:
+        """One step on images (B, 3, S, S): returns (loss,), detached.
+
+        Raises FloatingPointError if the loss is not finite and looking at it is free.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss = self.loss(pixels)
+        if looking_is_free(loss) and not torch.isfinite(loss):
+            raise FloatingPointError
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.model.after_step()
+        return loss.detach()[None]
+
+    def state(self) -> dict:
+        state = {"encoder": self.encoder.state_dict(), "model": self._tensors()}
+        return state | {"optimizer": self.optimizer.state_dict()}
+
+    def load(self, checkpoint: dict) -> None:
+        load_state(self.encoder, checkpoint["encoder"], "--resume: the run's encoder")
+        for name, tensor in self._tensors().items():
+            tensor.copy_(checkpoint["model"][name])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the model; its state_dict would leave out MoCo's queue."""
+        return {name: p.detach() for name, p in (*self.model.named_parameters(), *self.model.named_buffers())}

@@ -1,0 +1,223 @@
+"""Evaluation beyond kNN and the linear probe: few labels, augmented views, fine-tuning.
+
+    python -m lab.evaluate RUN --few-labels               probes with 1 % and 10 % of the labels
+    python -m lab.evaluate RUN --augmented --finetune     the slow protocols, on augmented views
+    python -m lab.evaluate RUN --finetune --mixup 1 --restore-last-stage 10
+                                                          as in S3L (arXiv 2103.13559), for a run
+                                                          without its network's last stage
+
+It extends eval_linear.py: same options, same controls, same table. It knows every backbone of
+lab/backbones.py.
+"""
+
+import copy
+import math
+import sys
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import eval_linear
+from data import Augment
+from eval_linear import accuracy, linear_probe
+from lab.backbones import encoder_of
+from lab.s3l import restore_last_stage
+from models import Encoder
+from plumbing.command_line import Parser, UserError, command
+from plumbing.features import extract
+from plumbing.files import Dataset
+
+SHARES = {"linear_1": 0.01, "linear_10": 0.1}  # of the labels
+
+
+def evaluate(
+    checkpoint: dict, dataset: Dataset, size: int = 0, device: str = "auto", k: int = 200, slow: tuple[str, ...] = (),
+    epochs: int = 20, controls: bool = True, quiet: bool = False, mixup: float = 0.0, restore: int = 0,
+) -> dict:  # fmt: skip
+    """Evaluate a checkpoint's backbone as `eval_linear.evaluate` does, and with the slow protocols.
+
+    slow names any of: "few_labels" (adds "linear_1" and "linear_10", the means over draws, and
+    their "_std"); "augmented" and "finetune" (add a figure each, for networks only, after `epochs`
+    epochs). mixup is the alpha of mixup in fine-tuning. restore is for a run without its network's
+    last stage: fine-tuning adds that stage, and trains it alone for so many epochs first. Raises
+    UserError for a side that the network does not know, and for images without labels.
+    """
+    check_side(checkpoint["config"], size)
+    more = Protocols(checkpoint["config"], slow, epochs, mixup, restore)
+    return eval_linear.evaluate(checkpoint, dataset, size, device, k, controls, quiet, encoder_of, more)
+
+
+def check_side(config: dict, size: int) -> None:
+    side = size or config["eval_size"]
+    if config["arch"].startswith("vit") and side not in (0, config["size"]):
+        known = f"knows the side that it was trained at only: --size {config['size']}, not {side}"
+        raise UserError(f"{config['arch']} {known}")
+
+
+@dataclass
+class Protocols:
+    """The slow protocols, as the `more` of `eval_linear.evaluate`; fields as in `evaluate`."""
+
+    config: dict
+    slow: tuple[str, ...] = ()
+    epochs: int = 20
+    mixup: float = 0.0
+    restore: int = 0
+
+    def __call__(self, encoder: Encoder | None, dataset: Dataset, size: int, train: Tensor, test: Tensor) -> dict:
+        figures = {}
+        if "few_labels" in self.slow:
+            labels, truth = dataset.labelled.labels.cpu(), dataset.test.labels.cpu()
+            for name, share in SHARES.items():
+                figures[name], figures[f"{name}_std"] = few_labels(train, labels, test, truth, share)
+        if encoder is None:
+            return figures
+        device = next(encoder.parameters()).device
+        if "augmented" in self.slow:
+            figures["augmented"] = train_head(encoder, dataset, size, device, self.epochs, finetune=False)
+        if "finetune" in self.slow:
+            encoder = restore_last_stage(encoder, self.config) if self.restore else encoder
+            options = {"finetune": True, "alpha": self.mixup, "warmup": self.restore}
+            figures["finetune"] = train_head(encoder, dataset, size, device, self.epochs, **options)
+        return figures
+
+
+# --------------------------------------------------------------------------------------- few labels
+
+
+def few_labels(
+    train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, share: float, draws: int = 5
+) -> tuple[float, float]:
+    """Mean and standard deviation of the linear probe over draws of `share` of the labels."""
+    accuracies = []
+    for draw in range(draws):
+        chosen = draw_labels(labels, share, draw)
+        accuracies.append(linear_probe(train[chosen], labels[chosen], test, truth))
+    accuracies = torch.tensor(accuracies)
+    return accuracies.mean().item(), accuracies.std().item()
+
+
+def draw_labels(labels: Tensor, share: float, draw: int) -> Tensor:
+    """Indices of `share` of each class of labels (N,), at least one image per class.
+
+    Another draw (a seed) gives other images.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(draw))
+    members = [order[labels[order] == c] for c in labels.unique()]
+    return torch.cat([m[: max(1, round(share * len(m)))] for m in members])
+
+
+# ----------------------------------------------------------- a head on augmented views, fine-tuning
+
+
+def mixup(views: Tensor, labels: Tensor, classes: int, alpha: float) -> tuple[Tensor, Tensor]:
+    """Views (B, 3, H, W) mixed with other views of the batch, and mixed targets (B, classes).
+
+    Both are share x + (1 - share) x_partner, with one share from Beta(alpha, alpha) for the batch
+    (arXiv 1710.09412). Cross-entropy is linear in its target, so the loss is mixed alike.
+    """
+    share = torch.distributions.Beta(alpha, alpha).sample().item()
+    partner = torch.randperm(len(views), device=views.device)
+    target = F.one_hot(labels, classes).to(views.dtype)  # (B, classes)
+    return share * views + (1 - share) * views[partner], share * target + (1 - share) * target[partner]
+
+
+def train_head(
+    encoder: Encoder, dataset: Dataset, size: int, device, epochs: int, finetune: bool, seed: int = 0,
+    alpha: float = 0.0, warmup: int = 0,
+) -> float:  # fmt: skip
+    """Train a linear classifier on augmented views (random crop and flip): its test accuracy.
+
+    finetune trains a copy of the backbone too. SGD with momentum 0.9 and a cosine schedule:
+    learning rate 0.1 and no weight decay for the head on a frozen backbone, 0.03 and 5e-4 for
+    fine-tuning. alpha is mixup's (0: off). warmup is for fine-tuning: that many epochs before the
+    schedule starts, in which a ResNet's last stage and the classifier learn at 0.03 and everything
+    else is frozen (S3L, arXiv 2103.13559).
+    """
+    torch.manual_seed(seed)
+    encoder = copy.deepcopy(encoder).to(device)
+    labels = dataset.labelled.labels.to(device)
+    classes, count = int(labels.max()) + 1, len(labels)
+    norm = nn.BatchNorm1d(encoder.feature_dim, affine=False)  # standardises the features as `linear_probe` does
+    head = nn.Sequential(norm, nn.Linear(encoder.feature_dim, classes)).to(device)
+    batch = min(128, count)
+    per_epoch = count // batch
+    optimizer, schedule = _optimiser(encoder, head, finetune, epochs * per_epoch)
+    augment = Augment(size, jitter_p=0, gray_p=0)
+    encoder.train(finetune)
+    name, total = "fine-tuning" if finetune else "linear, augmented", (warmup + epochs) * per_epoch * batch
+    with tqdm(total=total, desc=name, unit=" images", unit_scale=True, leave=False) as bar:
+        for epoch in range(warmup + epochs):
+            if warmup:
+                _freeze_all_but_last_stage(encoder, frozen=epoch < warmup)
+            for pixels, index in dataset.labelled.batches(torch.randperm(count)[: per_epoch * batch], batch, device):
+                views, target = augment(pixels), labels[index]
+                if alpha:
+                    views, target = mixup(views, target, classes, alpha)
+                with torch.set_grad_enabled(finetune):
+                    features = encoder.features(views)  # (B, F)
+                loss = F.cross_entropy(head(features), target)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                if epoch >= warmup:
+                    schedule.step()
+                bar.update(batch)
+    head.eval()
+    features = extract(encoder, dataset.test, size, device).to(device)
+    return accuracy(head, features, dataset.test.labels.to(device))
+
+
+def _optimiser(encoder: Encoder, head: nn.Module, finetune: bool, steps: int):
+    parameters = [*head.parameters()] + ([*encoder.backbone.parameters()] if finetune else [])
+    lr, decay = (0.03, 5e-4) if finetune else (0.1, 0.0)
+    optimizer = torch.optim.SGD(parameters, lr, 0.9, weight_decay=decay)
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+
+def _freeze_all_but_last_stage(encoder: Encoder, frozen: bool) -> None:
+    for stage, module in encoder.backbone.named_children():
+        if stage != "layer4":  # in evaluation mode too: BatchNorm's statistics are frozen as well
+            module.requires_grad_(not frozen).train(not frozen)
+
+
+# ------------------------------------------------------------------------------------- command line
+
+
+def slow_options() -> Parser:
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("--few-labels", action="store_true", help="add linear probes with 1 %% and 10 %% of the labels")
+    parser.add_argument("--augmented", action="store_true", help="add a linear probe trained on augmented views (slow)")
+    parser.add_argument("--finetune", action="store_true", help="add fine-tuning of the whole network (slowest)")
+    parser.add_argument("--mixup", type=float, default=0.0, metavar="ALPHA", help="mixup in fine-tuning (S3L: 1) [off]")
+    text = "fine-tune with the stage that --drop-last-stage left out, after so many epochs of it alone [0: without it]"
+    parser.add_argument("--restore-last-stage", type=int, default=0, metavar="EPOCHS", help=text)
+    parser.add_argument("--epochs", type=int, default=20, help="epochs of --augmented and --finetune [20]")
+    return parser
+
+
+def protocols_of(args, config: dict) -> Protocols:
+    """The protocols that a command line asks for. Raises UserError for options that do not fit."""
+    if args.epochs < 1:
+        raise UserError("--epochs must be at least 1")
+    if not (0 <= args.mixup < math.inf and args.restore_last_stage >= 0):
+        raise UserError("--mixup and --restore-last-stage must be finite and not negative")
+    if (args.mixup or args.restore_last_stage) and not args.finetune:
+        raise UserError("--mixup and --restore-last-stage belong to fine-tuning: add --finetune")
+    if args.restore_last_stage and not config.get("drop_last_stage"):
+        raise UserError(f"--restore-last-stage: {args.run} was trained with all of its stages")
+    check_side(config, args.size)
+    slow = tuple(name for name in ("few_labels", "augmented", "finetune") if getattr(args, name))
+    return Protocols(config, slow, args.epochs, args.mixup, args.restore_last_stage)
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    eval_linear.program(argv, slow_options(), encoder_of, protocols_of)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Six small backbones: ours and the best two of the others, with parameters and arithmetic.
+
+    python -m lab.studies.model_efficiency --scale demo                      a few minutes
+    python -m lab.studies.model_efficiency --data-dir my_cifar10 --seeds 0   two hours on two cores
+    python -m lab.studies.model_efficiency --scale paper                     CIFAR-10, one GPU
+
+Every method sees the same number of views: a two-branch method runs for half the epochs.
+"""
+
+import sys
+from dataclasses import replace
+
+from figures import plots
+from figures.field import BEST, NAMES, at_scale, contestant, lasting
+from figures.sweep import figure, spread
+from lab.backbones import build_backbone
+from lab.studies.sslight import multiply_adds
+from lab.train import LabConfig
+
+ARCHITECTURES = ("resnet10", "mobilenet_v3_small", "mobilenet_v2", "efficientnet_b0", "vit_tiny", "resnet18")
+
+
+def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
+    base = at_scale(base, scale)
+    epochs = 10 if scale == "cpu" else base.epochs
+    rows = {}
+    for arch in ARCHITECTURES:
+        for method in ("ours", *BEST):
+            config = replace(contestant(base, method), arch=arch, width=base.width if arch == "resnet10" else 0)
+            rows[f"{arch}, {NAMES[method]}"] = lasting(config, epochs if method == "ours" else epochs // 2)
+    return rows
+
+
+def cost(config: dict) -> tuple[float, float]:
+    """Millions of the backbone's parameters, and of its multiply-adds for one training view."""
+    arch, size, width = config["arch"], config["size"], config["width"]
+    parameters = sum(p.numel() for p in build_backbone(arch, size, width or None).parameters())
+    return parameters / 1e6, multiply_adds(arch, size, width, size) / 1e6
+
+
+def draw(runs: list[dict], path) -> None:
+    names = list(dict.fromkeys(run["name"] for run in runs))
+    plots.bars(path, runs, names, title(runs))
+
+
+def title(runs: list[dict]) -> str:
+    """On how many backbones ours leads the better of the others, and by how much."""
+    gains = {}
+    for arch in dict.fromkeys(run["config"]["arch"] for run in runs):
+        ours, *others = (plots.percent(runs, f"{arch}, {NAMES[m]}", "linear").mean() for m in ("ours", *BEST))
+        gains[arch] = (ours - max(others)).item()
+    ahead = sum(gain > 0 for gain in gains.values())
+    words = ", ".join(f"{arch} {gain:+.1f}" for arch, gain in gains.items())
+    return f"Linear probe, ours less the better of the others: ahead on {ahead} of {len(gains)}\n{words}"
+
+
+def table(runs: list[dict]) -> str:
+    """Markdown: a line per backbone and method."""
+    lines = [
+        "| backbone | parameters, M | multiply-adds per view, M | method "
+        "| linear | kNN (k = 200) | training, s | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(run["name"] for run in runs):
+        own = [run for run in runs if run["name"] == name]
+        arch, method = name.split(", ", 1)
+        parameters, madds = cost(own[0]["config"])
+        seconds = sum(run["epochs"][-1]["seconds"] for run in own) / len(own)
+        accuracies = f"{spread(runs, name, 'linear')} | {spread(runs, name, 'knn')}"
+        lines.append(
+            f"| {arch} | {parameters:.2f} | {madds:.0f} | {method} | {accuracies} | {seconds:.0f} | {len(own)} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(figure("model_efficiency", __doc__, points, draw, show=table))

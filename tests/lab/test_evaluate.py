@@ -1,0 +1,215 @@
+"""Few labels, augmented views, fine-tuning with mixup and a restored last stage, refusals."""
+
+import copy
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import eval_linear
+from data import Augment
+from lab import evaluate as program
+from lab.backbones import encoder_of
+from lab.evaluate import draw_labels, evaluate, few_labels, mixup, train_head
+from lab.s3l import restore_last_stage
+from lab.train import LabConfig, train
+from models import Encoder
+from plumbing.command_line import UserError
+from plumbing.files import Dataset, Images
+from plumbing.runs import read_checkpoint
+from train import load_dataset
+
+CPU = torch.device("cpu")
+KINDS = {
+    "whole": {},
+    "dropped": {"drop_last_stage": True},
+    "mobile": {"arch": "mobilenet_v3_small", "width": 0},
+    "vit": {"arch": "vit_tiny", "width": 0},
+    "byol": {"method": "byol"},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(pictures, tmp_path_factory):
+    """A function that gives the folder of a run of one epoch of that kind."""
+    from conftest import TINY
+
+    root = tmp_path_factory.mktemp("runs")
+
+    def folder(kind):
+        if kind == "byol":
+            pytest.importorskip("lightly")
+        if not (root / kind).exists():
+            settings = TINY | {"data_dir": str(pictures), "out": str(root / kind), "epochs": 1, "knn_every": 0}
+            train(LabConfig(**(settings | KINDS[kind])))
+        return str(root / kind)
+
+    return folder
+
+
+def brightness(classes=("dark", "bright"), count=64):
+    """A dataset of two classes that differ in brightness."""
+    labels = torch.arange(count) % 2
+    noise = torch.randint(0, 60, (count, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    images = Images((60 + noise + 130 * labels[:, None, None, None]).to(torch.uint8), labels=labels, side=16)
+    return Dataset(images, images, images, classes)
+
+
+# --------------------------------------------------------------------------------------- few labels
+
+
+def test_few_labels_draws_a_balanced_share_and_reports_the_spread(monkeypatch):
+    x, y, seen = torch.randn(400, 10), torch.arange(400) % 4, []
+    monkeypatch.setattr(program, "linear_probe", lambda a, b, *_: seen.append(b.bincount().tolist()) or 0.1 * len(seen))
+    mean, std = few_labels(x, y, x, y, 0.1)
+    assert seen == [[10, 10, 10, 10]] * 5
+    assert mean == pytest.approx(0.3) and std == pytest.approx(0.158, abs=1e-3)
+    few_labels(x, y, x, y, 0.001, draws=2)
+    assert seen[-1] == [1, 1, 1, 1], "at least one image per class"
+
+
+def test_another_draw_gives_other_images():
+    labels = torch.arange(400) % 4
+    assert draw_labels(labels, 0.1, 0).equal(draw_labels(labels, 0.1, 0))
+    assert not draw_labels(labels, 0.1, 0).equal(draw_labels(labels, 0.1, 1))
+
+
+# -------------------------------------------------------------------------------------- the command
+
+
+def test_the_command_prints_and_writes_few_labels_for_both_controls_too(runs, tmp_path, capsys):
+    file = tmp_path / "figures.json"
+    assert program.main([runs("whole"), "--json", str(file), "--few-labels", "--k", "20"]) == 0
+    printed, figures = capsys.readouterr().out, json.loads(file.read_text())
+    assert "linear, 1 %" in printed and "±" in printed
+    for name in ("trained", "untrained", "raw"):
+        keys = {"knn", "linear", "linear_1", "linear_1_std", "linear_10", "linear_10_std"}
+        assert set(figures[name]) == keys and all(0 <= v <= 1 for v in figures[name].values())
+
+
+def test_without_slow_protocols_the_figures_are_those_of_eval_linear(runs):
+    checkpoint = read_checkpoint(runs("whole"))
+    dataset = load_dataset(LabConfig(**checkpoint["config"]))
+    figures = evaluate(checkpoint, dataset, k=20, device="cpu", quiet=True)
+    assert figures == eval_linear.evaluate(checkpoint, dataset, k=20, device="cpu", quiet=True)
+    assert set(figures) == {"trained", "untrained", "raw"}
+
+
+def test_the_slow_protocols_are_measured_for_networks_only(runs, capsys):
+    assert program.main([runs("whole"), "--augmented", "--finetune", "--epochs", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "linear, augmented" in lines[1] and "fine-tuned" in lines[1]
+    assert lines[-1].split()[0] == "raw" and lines[-1].split()[-2:] == ["-", "-"]
+
+
+@pytest.mark.parametrize("kind", ["mobile", "vit", "byol"])
+def test_every_kind_of_run_is_evaluated(runs, kind, tmp_path):
+    assert program.main([runs(kind), "--json", str(tmp_path / "x.json")]) == 0
+    figures = json.loads((tmp_path / "x.json").read_text())
+    assert 0 <= figures["trained"]["knn"] <= 1 and figures["trained"] != figures["untrained"]
+    assert program.main([runs(kind), "--export", str(tmp_path / "backbone.pt")]) == 0
+
+
+@pytest.mark.parametrize("kind", ["mobile", "vit", "dropped"])
+def test_eval_linear_says_which_command_evaluates_a_run_of_the_lab(runs, kind, tmp_path, capsys):
+    place = runs(kind)
+    for options in ([], ["--export", str(tmp_path / "x.pt")]):
+        assert eval_linear.main([place, *options]) == 2
+        error = capsys.readouterr().err
+        assert error.endswith(f"python -m lab.evaluate {place}\n") and error.count("\n") == 1
+
+
+def test_a_run_without_its_last_stage_is_evaluated_fine_tuned_and_exported(runs, tmp_path):
+    place, file = runs("dropped"), tmp_path / "figures.json"
+    line = [place, "--finetune", "--epochs", "1", "--mixup", "1", "--restore-last-stage", "1"]
+    assert program.main([*line, "--json", str(file)]) == 0
+    assert 0 <= json.loads(file.read_text())["trained"]["finetune"] <= 1
+    assert program.main([place, "--export", str(tmp_path / "backbone.pt")]) == 0
+    weights = torch.load(tmp_path / "backbone.pt")
+    assert {name.split(".")[0] for name in weights} == {"conv1", "bn1", "layer1", "layer2", "layer3"}
+
+
+# --------------------------------------------------------------------- training a head, fine-tuning
+
+
+@pytest.mark.parametrize("finetune", [False, True])
+def test_training_a_head_learns_and_leaves_the_given_encoder_alone(finetune):
+    encoder = Encoder("resnet10", 16, 8, 16, 2, 16)
+    before = copy.deepcopy(encoder.state_dict())
+    assert train_head(encoder, brightness(), 16, CPU, epochs=15, finetune=finetune) > 0.9
+    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+
+
+def test_views_are_cropped_and_flipped_and_keep_their_colours(monkeypatch):
+    crops = []
+    monkeypatch.setattr(program, "Augment", lambda *given, **named: crops.append(Augment(*given, **named)) or crops[0])
+    train_head(Encoder("resnet10", 16, 8, 16, 2, 16), brightness(), 16, CPU, epochs=1, finetune=False)
+    assert crops == [Augment(16, jitter_p=0, gray_p=0, blur_p=0, solarize_p=0)]
+
+
+def test_warm_up_moves_the_new_stage_alone_and_fine_tuning_then_moves_everything(runs, tiny, monkeypatch):
+    checkpoint = read_checkpoint(runs("dropped"))
+    encoder = eval_linear.load_backbone(checkpoint, encoder_of)
+    whole, ends, extract = restore_last_stage(encoder, checkpoint["config"]), [], program.extract
+
+    def look(trained, *given):
+        ends.append(copy.deepcopy(trained.backbone.state_dict()))
+        return extract(trained, *given)
+
+    monkeypatch.setattr(program, "extract", look)
+    start, dataset = copy.deepcopy(whole.backbone.state_dict()), load_dataset(tiny())
+    train_head(whole, dataset, 16, CPU, epochs=0, finetune=True, warmup=2)
+    train_head(whole, dataset, 16, CPU, epochs=1, finetune=True, warmup=2)
+    moved = [{name for name, w in end.items() if not torch.equal(w, start[name])} for end in ends]
+    assert moved[0] == {name for name in start if name.startswith("layer4")}, "BatchNorm's statistics included"
+    assert moved[1] == set(start)
+
+
+def test_mixup_s_loss_is_the_mixture_of_two_cross_entropies():
+    views, labels, logits = torch.randn(6, 3, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2]), torch.randn(6, 3)
+    torch.manual_seed(3)
+    mixed, target = mixup(views, labels, 3, alpha=1.0)
+    torch.manual_seed(3)
+    share, partner = torch.distributions.Beta(1.0, 1.0).sample(), torch.randperm(6)
+    assert 0.05 < share < 0.95 and (labels != labels[partner]).any()
+    torch.testing.assert_close(mixed, share * views + (1 - share) * views[partner])
+    both = share * F.cross_entropy(logits, labels) + (1 - share) * F.cross_entropy(logits, labels[partner])
+    torch.testing.assert_close(F.cross_entropy(logits, target), both)
+
+
+def test_fine_tuning_with_mixup_learns_and_without_it_mixes_nothing(monkeypatch):
+    dataset, encoder, calls = brightness(), Encoder("resnet10", 16, 8, 16, 2, 16), []
+    monkeypatch.setattr(program, "mixup", lambda *given: (calls.append(given[3]), mixup(*given))[1])
+    train_head(encoder, dataset, 16, CPU, epochs=1, finetune=True)
+    assert not calls
+    accuracy = train_head(encoder, dataset, 16, CPU, epochs=20, finetune=True, alpha=1.0)
+    assert calls == [1.0] * 20 and accuracy > 0.9
+
+
+# ----------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("whole", ["--epochs", "0"], "--epochs must be at least 1"),
+        ("whole", ["--k", "0"], "--k must be at least 1"),
+        ("dropped", ["--mixup", "1"], "belong to fine-tuning: add --finetune"),
+        ("dropped", ["--finetune", "--mixup", "-1"], "must be finite and not negative"),
+        ("dropped", ["--finetune", "--mixup", "nan"], "must be finite and not negative"),
+        ("whole", ["--finetune", "--restore-last-stage", "1"], "was trained with all of its stages"),
+        ("vit", ["--size", "24"], "vit_tiny knows the side that it was trained at only: --size 16, not 24"),
+    ],
+)
+def test_bad_options_are_one_line(runs, kind, options, message, capsys):
+    place = runs(kind)
+    capsys.readouterr()
+    assert program.main([place, *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("evaluate.py: ") and message in error and error.count("\n") == 1
+
+
+def test_a_side_that_a_vision_transformer_does_not_know_is_refused_in_a_study_too(runs, tiny):
+    with pytest.raises(UserError, match="--size 16, not 32"):
+        evaluate(read_checkpoint(runs("vit")), load_dataset(tiny()), size=32)

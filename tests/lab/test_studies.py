@@ -1,0 +1,176 @@
+"""lab/studies: every point can be run, pictures are drawn, titles say what the figures say."""
+
+
+import pytest
+from invented import invented, lab, points_can_be_run
+
+from figures import field, fig3_convergence, fig5_lambda, plots
+from figures import sweep as sweeper
+from lab import bench
+from lab.studies import (
+    bank_spectrum,
+    cheaper_bank,
+    data_efficiency,
+    field_ideas,
+    field_lr,
+    growing_views,
+    ingredients,
+    model_efficiency,
+    negatives,
+    paper_scale,
+    recipe,
+    speed,
+    sqrtkl_where,
+    transfer,
+)
+
+STUDIES = (
+    ingredients, sqrtkl_where, bank_spectrum, recipe, negatives, cheaper_bank, field_lr, field_ideas, growing_views,
+    data_efficiency, model_efficiency, transfer, paper_scale,
+)  # fmt: skip
+TWICE = {fig5_lambda.name("T = 1", 0), fig3_convergence.WITHOUT}  # the same run in the bank's picture at paper scale
+
+
+@pytest.mark.parametrize("script", STUDIES, ids=lambda script: script.__name__)
+@pytest.mark.parametrize("scale", sweeper.SCALES)
+def test_every_point_of_every_study_can_be_run_at_every_scale(script, scale):
+    points_can_be_run(script, scale, TWICE)
+
+
+@pytest.fixture
+def titles(monkeypatch):
+    """The titles of the pictures that are drawn, as they are drawn."""
+    seen, finish = [], plots.finish
+
+    def note(figure, title, *args):
+        seen.append(title)
+        finish(figure, title, *args)
+
+    monkeypatch.setattr(plots, "finish", note)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "script, better, finding",
+    [
+        (
+            ingredients, ["+ forward initialisation"],
+            "forward initialisation +10.0, SqrtKL +0.0, CutMix +0.0, the corrected rule -10.0",
+        ),
+        (sqrtkl_where, [], "larger than chance: nowhere"),
+        (
+            bank_spectrum, [],
+            "84 under the corrected rule, 84 under NPID's\nwith SqrtKL (λ = 20, T = 1) it ends at 70, without at 70",
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)  # fmt: skip
+def test_every_study_is_drawn_and_its_title_says_what_the_figures_say(script, better, finding, titles, tmp_path):
+    script.draw(invented(script, better=better), tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+    assert finding in titles[0]
+    script.draw(invented(script, seeds=(0,)), tmp_path / "one seed.png")
+    assert (tmp_path / "one seed.png").stat().st_size > 10_000
+
+
+def test_a_difference_beyond_chance_is_named(titles, tmp_path):
+    runs = invented(sqrtkl_where, better=["1000 images, with SqrtKL"])
+    for run in runs:  # equal gains in every seed would have no spread to compare with
+        run["final"]["knn"] += 0.001 * (run["seed"] == 1) * (run["name"] == "1000 images, with SqrtKL")
+    sqrtkl_where.draw(runs, tmp_path / "x.png")
+    assert "for 1000 images (+10.0 knn)" in titles[0] and "Figure" not in titles[0]
+
+
+def test_what_little_data_will_do_is_measured_and_drawn(tiny, tmp_path):
+    points = {"ours, 96 images": lab(tiny(epochs=1)), "SimCLR, 96 images": lab(tiny(epochs=1), method="simclr")}
+    runs = sweeper.sweep(tmp_path / "x.json", points, seeds=(0,), jobs=1, measure=data_efficiency.measure)
+    ours, other = (run["final"] for run in runs)
+    keys = {"knn", "linear", "linear_1", "linear_10", "linear_1_std", "linear_10_std"}
+    assert set(other) == keys and set(ours) == keys | {f"scratch_linear{share}" for share in ("", "_1", "_10")}
+    assert all(0 <= value <= 1 for value in (*ours.values(), *other.values()))
+    again = sweeper.sweep(tmp_path / "x.json", points, seeds=(0,), needs=("linear_1",))
+    assert again[0]["final"] == ours, "a run that has what is needed is not repeated"
+    data_efficiency.draw(runs, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+    lines = data_efficiency.table(runs).splitlines()
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["ours", "SimCLR", "from scratch"]
+
+
+def test_the_title_of_little_data_names_the_largest_and_the_smallest_gain():
+    def runs(count, **final):
+        return [{"name": f"ours, {count} images", "final": final | {f"scratch_{key}": 0.3 for key in final}}]
+
+    rows = data_efficiency.rows_of(
+        runs(1000, linear=0.4, linear_10=0.35, linear_1=0.32) + runs(5000, linear=0.29, linear_10=0.3, linear_1=0.3)
+    )
+    text = data_efficiency.title(rows)
+    assert "+10.0 (1000 images, all labels) to -1.0 (5000 images, all labels)" in text
+
+
+def test_small_backbones_are_drawn_with_what_they_cost(titles, tmp_path):
+    runs = invented(model_efficiency, better=["resnet10, ours"])
+    model_efficiency.draw(runs, tmp_path / "x.png")
+    assert "ahead on 1 of 6" in titles[0] and "resnet10 +10.0, mobilenet_v3_small +0.0" in titles[0]
+    lines = model_efficiency.table(runs).splitlines()
+    assert len(lines) == 2 + 18 and lines[-1].startswith(
+        f"| resnet18 | 11.17 | 312 | {field.NAMES[field.BEST[-1]]} | 46.0 ± 1.0 |"
+    )
+
+
+def test_transfer_probes_every_run_on_every_target(tiny, tmp_path):
+    own = tiny().dataset
+    points = {f"ours on {own}": lab(tiny(epochs=1))}
+    targets = tuple(dict.fromkeys((own, "shapes")))
+    runs = sweeper.sweep(tmp_path / "x.json", points, seeds=(0,), jobs=1, measure=transfer.Measure(targets))
+    wanted = {
+        f"{who} {key} {t}" for who in ("trained", "untrained", "raw") for key in ("knn", "linear") for t in targets
+    }
+    assert set(runs[0]["final"]) == wanted | {"knn", "linear"}
+    lines = transfer.table(runs).splitlines()
+    assert [line.split(" | ")[0] for line in lines] == [
+        "| pretrained on",
+        "|" + "---|" * (len(targets) + 2),
+        f"| ours on {own}",
+        "| untrained",
+        "| raw",
+    ]
+
+
+def test_the_ideas_name_the_one_that_helps_most(titles, tmp_path):
+    runs = invented(field_ideas, better=["τ = 0.1"])
+    field_ideas.draw(runs, tmp_path / "x.png")
+    assert "at most +10.0 ± 0.8\nwith τ = 0.1" in titles[0]
+    assert len(field_ideas.table(runs).splitlines()) == 2 + 15
+    assert {run["config"]["holdout"] for run in runs} == {4000}, "settings are not chosen by the test images"
+
+
+def test_the_chosen_learning_rates_are_the_best_of_the_search():
+    file = sweeper.RESULTS / "field_lr-cpu.json"
+    runs = sweeper.read(file)
+    for method in field.NAMES:
+        own = [run for run in runs if run["name"].startswith(field.NAMES[method] + ", lr")]
+        sums = {run["config"]["lr"]: run["final"]["linear"] + run["final"]["knn"] for run in own}
+        if method != "moco":  # takes what MoCo v2 takes
+            best = max(sums, key=sums.get)
+            assert best == field.LR[method] and min(sums) < best < max(sums), method
+    assert field.LR["moco"] == field.LR["mocov2"]
+    assert field_lr.table(runs).count("**") == 2 * 9
+
+
+def test_the_picture_of_speed_is_drawn_from_what_bench_writes(tmp_path, capsys):
+    for name in speed.BENCHMARKS:
+        line = [name, "--scale", "0.01", "--repeats", "1", "--device", "cpu"]
+        assert bench.main([*line, "--results", str(tmp_path / f"{name}-cpu.json")]) == 0
+    picture = tmp_path / "x.png"
+    assert speed.main(["--results", str(tmp_path), "--picture", str(picture)]) == 0
+    assert picture.stat().st_size > 10_000
+
+    (tmp_path / "field-cpu.json").write_text("{")
+    (tmp_path / "bank-cpu.json").unlink()
+    for name, word in (("field", "damaged"), ("bank", "missing")):
+        assert speed.main(["--results", str(tmp_path), "--picture", str(tmp_path / "y.png")]) == 2
+        error = capsys.readouterr().err
+        assert word in error and error.count("\n") == 1
+        assert f"python -m lab.bench {name} --device cpu --results" in error
+        (tmp_path / f"{name}-cpu.json").write_text((tmp_path / "overhead-cpu.json").read_text())
+    assert not (tmp_path / "y.png").exists()
