@@ -1,6 +1,6 @@
 """View sampling: which crops there are, what they weigh, and that a step is their weighted sum."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Two processes make the run that one would make, and a process that dies ends it with a message."""
+"""Two processes make the run of one, and a process that dies ends it with a message."""
 
 import json
 import os
@@ -11,40 +11,48 @@ from pathlib import Path
 import pytest
 import torch
 
-from runs import new_encoder, read_checkpoint
-from train import train
+from lab.backbones import encoder_of
+from lab.train import train
+from plumbing.runs import read_checkpoint
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT)}
 OPTIONS = {
     "plain": {},
     "sampled": {"negatives": 10, "cutmix": 0.5, "lam": 5.0},
-    "streamed": {"similarity_gb": 0.0, "lam": 1.0, "kl_temperature": 0.1},
+    "streamed": {"similarity_gb": 1e-9, "lam": 1.0, "kl_temperature": 0.1},
     "sharded": {"shard_bank": True, "lam": 1.0, "kl_temperature": 0.1},
     "sharded npid": {"shard_bank": True, "bank_update": "npid"},
     "bf16": {"precision": "bf16"},
+    "crops": {"views": "sslight"},
+    "crops streamed": {"views": "multicrop", "similarity_gb": 1e-9},
+    "crops sampled": {"views": "twice", "negatives": 10},
+    "crops sharded": {"views": "sslight", "shard_bank": True},
+    "random": {"bank_init": "random", "shard_bank": True},
 }
 SCRIPT = """
 import json, sys
-sys.path.insert(0, ".")
-from config import Config
-from train import train
+from lab.train import LabConfig, train
 for config in json.loads(sys.argv[1]):
-    train(Config(**config))
+    train(LabConfig(**config))
 """
 
 
-def test_two_processes_make_the_run_of_one(tiny, tmp_path):
+def test_two_processes_make_the_run_of_one(lab_config, tmp_path):
     calm = {"lr": 0.01, "epochs": 1, "warmup": 0.0, "subset": 31, "knn_every": 0}  # one step: rounding grows with each
-    here = {name: train(tiny(**(calm | options), out=str(tmp_path / name))) for name, options in OPTIONS.items()}
-    configs = [vars(tiny(**(calm | options), out=str(tmp_path / f"two {name}"))) for name, options in OPTIONS.items()]
+    single = {
+        name: train(lab_config(**(calm | options), out=str(tmp_path / name))) for name, options in OPTIONS.items()
+    }
+    configs = [
+        vars(lab_config(**(calm | options), out=str(tmp_path / f"two {name}"))) for name, options in OPTIONS.items()
+    ]
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [*TORCHRUN, tmp_path / "script.py", json.dumps(configs)]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 processes") == len(OPTIONS)
-    for name, alone in here.items():
+    for name, alone in single.items():
         history = [json.loads(line) for line in (tmp_path / f"two {name}" / "metrics.jsonl").read_text().splitlines()]
         coarse = OPTIONS[name].get("precision") == "bf16"
         assert history[-1]["nce"] == pytest.approx(alone["nce"], rel=1e-2 if coarse else 1e-4), name
@@ -55,7 +63,7 @@ def test_two_processes_make_the_run_of_one(tiny, tmp_path):
         torch.testing.assert_close(two["bank"]["weight"], one["bank"]["weight"], rtol=0, atol=2e-3)
         assert one["encoder"].keys() == two["encoder"].keys()
         assert one["step"] == two["step"] == one["config"]["subset"] // 16
-        start = new_encoder(one["config"]).state_dict()
+        start = encoder_of(one["config"]).state_dict()
         for key, value in one["encoder"].items():
             moved = (value - start[key]).float().norm()
             assert (two["encoder"][key] - value).float().norm() <= 0.01 * moved + 1e-6, (name, key)
@@ -67,9 +75,9 @@ def workers(parent: int) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes by Linux's /proc")
 def test_a_process_that_dies_ends_the_run_and_another_number_of_them_goes_on(flags, tmp_path):
-    line = [ROOT / "train.py", *flags(epochs=500, knn_every=0, subset=32), "--shard-bank"]
+    line = ["-m", "lab.train", *flags(epochs=500, knn_every=0, subset=32), "--shard-bank"]
     metrics = tmp_path / "run" / "metrics.jsonl"
-    with subprocess.Popen([*TORCHRUN, *line], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([*TORCHRUN, *line], env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         started = time.monotonic()
         while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.monotonic() < started + 100:
             assert process.poll() is None, process.stderr.read()
@@ -79,8 +87,8 @@ def test_a_process_that_dies_ends_the_run_and_another_number_of_them_goes_on(fla
     assert process.returncode != 0 and ("is gone" in error or "stopped after step" in error)
     step = read_checkpoint(str(tmp_path / "run"))["step"]
     assert step > 0
-    again = [sys.executable, ROOT / "train.py", "--resume", tmp_path / "run"]
-    with subprocess.Popen(again, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+    again = [sys.executable, "-m", "lab.train", "--resume", tmp_path / "run"]
+    with subprocess.Popen(again, env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         started = time.monotonic()
         while read_checkpoint(str(tmp_path / "run"))["step"] <= step and time.monotonic() < started + 100:
             assert process.poll() is None, process.stderr.read()
@@ -92,12 +100,28 @@ def test_a_process_that_dies_ends_the_run_and_another_number_of_them_goes_on(fla
 
 def test_a_batch_that_cannot_be_shared_out_is_one_line(flags):
     done = subprocess.run(
-        [*TORCHRUN, ROOT / "train.py", *flags(batch_size=15)],
+        [*TORCHRUN, "-m", "lab.train", *flags(batch_size=15)],
         env=ENVIRONMENT,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=100,
     )
     assert done.returncode != 0
-    said = [line for line in done.stderr.splitlines() if line.startswith("train.py:")]
-    assert said == ["train.py: --batch-size 15 cannot be shared out evenly among 2 processes"]
+    said = [line for line in done.stderr.splitlines() if line.startswith("lab.train:")]
+    assert said == ["lab.train: --batch-size 15 cannot be shared out evenly among 2 processes"]
+
+
+def test_ctrl_c_at_one_process_stops_and_saves_all_of_them(flags, tmp_path):
+    line = ["-m", "lab.train", *flags(epochs=500, knn_every=0, subset=32), "--views", "twice"]
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with subprocess.Popen([*TORCHRUN, *line], env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        started = time.monotonic()
+        while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.monotonic() < started + 100:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        os.kill(workers(process.pid)[1], signal.SIGINT)
+        error = process.communicate(timeout=100)[1]
+    said = [line for line in error.splitlines() if line.startswith("stopped after step")]
+    assert len(said) == 1 and said[0].endswith(f"python -m lab.train --resume {tmp_path / 'run'}"), error
+    assert read_checkpoint(str(tmp_path / "run"))["config"]["device"] == "cpu"
