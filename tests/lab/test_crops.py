@@ -45,18 +45,18 @@ def pixels(batch=16, side=16):
     ],
 )
 def test_the_crops_are_those_of_the_papers(name, sizes, shares):
-    made = views.crops(LabConfig(views=name, size=224))
-    assert [crop.augment.size for crop in made] == sizes
-    assert [crop.weight for crop in made] == pytest.approx(shares)
-    assert [crop.local for crop in made] == [size < 224 for size in sizes]
+    chosen = views.crops(LabConfig(views=name, size=224))
+    assert [crop.augment.size for crop in chosen] == sizes
+    assert [crop.weight for crop in chosen] == pytest.approx(shares)
+    assert [crop.local for crop in chosen] == [size < 224 for size in sizes]
     scales = {
         "multicrop": [(0.14, 1.0)] * 2 + [(0.05, 0.14)] * 6,
         "sslight": [(0.3, 1.0)] * 2 + [(0.05, 0.3)] * 6,
-    }.get(name, [(0.2, 1.0)] * len(made))
-    assert [crop.augment.scale for crop in made] == scales
+    }.get(name, [(0.2, 1.0)] * len(chosen))
+    assert [crop.augment.scale for crop in chosen] == scales
     own = name in views.SAMPLINGS
-    assert [crop.augment.solarize_p for crop in made] == ([0, 0.2] + [0] * 6 if own else [0] * len(made))
-    assert [crop.augment.blur_p for crop in made] == ([1.0, 0.1] + [0.5] * 6 if own else [0] * len(made))
+    assert [crop.augment.solarize_p for crop in chosen] == ([0, 0.2] + [0] * 6 if own else [0] * len(chosen))
+    assert [crop.augment.blur_p for crop in chosen] == ([1.0, 0.1] + [0.5] * 6 if own else [0] * len(chosen))
 
 
 @pytest.mark.parametrize("name", views.SAMPLINGS)
@@ -89,16 +89,16 @@ def test_pairs_have_their_weights(name, among):
 def test_solarize_equals_torchvision():
     image = pixels(4)
     ours = solarize(image.float() / 255)
-    for mine, x in zip(ours, image):
-        torch.testing.assert_close(mine, tv.solarize(x, 128).float() / 255)
+    for solarised, x in zip(ours, image):
+        torch.testing.assert_close(solarised, tv.solarize(x, 128).float() / 255)
 
 
 def test_an_augmentation_solarises_its_share_of_the_images():
     still, image = dict(size=16, scale=(1, 1), ratio=(1, 1), jitter_p=0, gray_p=0, flip_p=0), pixels(400)
-    plain, turned = (Augment(**still)(x) for x in (image, tv.solarize(image, 128)))
-    made = Augment(**still, solarize_p=0.2)(image)
-    is_plain, is_turned = (((made - x).abs() < 1e-4).flatten(1).all(1) for x in (plain, turned))
-    assert (is_plain ^ is_turned).all() and 50 < is_turned.sum() < 110
+    same, turned = (Augment(**still)(x) for x in (image, tv.solarize(image, 128)))
+    augmented = Augment(**still, solarize_p=0.2)(image)
+    is_same, is_turned = (((augmented - x).abs() < 1e-4).flatten(1).all(1) for x in (same, turned))
+    assert (is_same ^ is_turned).all() and 50 < is_turned.sum() < 110
 
 
 # --------------------------------------------------------------------------------- one pass a size
@@ -148,17 +148,17 @@ def test_losses_and_bank_are_the_weighted_sums_over_crops(lab_config, name, rule
 
     torch.manual_seed(5)
     old, crops = twin.bank.weight.clone(), views.crops(config)
-    made = [crop.augment(images) for crop in crops]
-    sides = sorted({x.shape[-1] for x in made}, reverse=True)
-    z = torch.cat([twin.encoder(torch.cat([x for x in made if x.shape[-1] == side])) for side in sides])
+    drawn = [crop.augment(images) for crop in crops]
+    sides = sorted({x.shape[-1] for x in drawn}, reverse=True)
+    z = torch.cat([twin.encoder(torch.cat([x for x in drawn if x.shape[-1] == side])) for side in sides])
     moves, totals = torch.zeros_like(old), [0, 0]
-    for crop, mine in zip(crops, z.split(16)):
-        s = mine @ old.T
+    for crop, z_v in zip(crops, z.split(16)):
+        s = z_v @ old.T
         totals = [totals[0] + crop.weight * nce(s, index, 0.1), totals[1] + crop.weight * sqrt_kl(s)]
         pull = F.one_hot(index, 96).float()
         if rule == "corrected":
             pull = pull - (s / 0.1).softmax(1)
-        moves += (crop.weight * pull.T @ mine).detach()
+        moves += (crop.weight * pull.T @ z_v).detach()
     torch.testing.assert_close(torch.stack([l_nce, l_kl]), torch.stack(totals).detach())
     torch.testing.assert_close(loss, l_nce + 2 * l_kl)
     (totals[0] + 2 * totals[1]).backward()
@@ -232,18 +232,18 @@ def method(name):
 @pytest.mark.parametrize("name", ["simclr", "moco"])
 def test_a_two_branch_loss_is_the_weighted_mean_over_pairs(name):
     """Against the loss of two views, pair by pair; for MoCo each time with the queue as it was."""
-    model, made = method(name), [torch.randn(8, 3, 4, 4) for _ in range(5)]
+    model, drawn = method(name), [torch.randn(8, 3, 4, 4) for _ in range(5)]
     weights = {(i, j): 1.0 + i + 2 * j for i in range(5) for j in range(2) if i != j}
     queue = model.criterion.criterion.memory_bank
     before = queue.bank.clone()
     total = 0
     for (i, j), weight in weights.items():
         queue.bank.copy_(before), queue.bank_ptr.zero_()
-        total += weight * (model.one_way(made[i], made[j]) if name == "moco" else model(made[i], made[j]))
+        total += weight * (model.one_way(drawn[i], drawn[j]) if name == "moco" else model(drawn[i], drawn[j]))
     queue.bank.copy_(before), queue.bank_ptr.zero_()
-    torch.testing.assert_close(model.of_pairs(made, weights), total)
+    torch.testing.assert_close(model.of_pairs(drawn, weights), total)
     if name == "moco":
-        expected = F.normalize(model.target(torch.cat(made[:2])), dim=1)
+        expected = F.normalize(model.target(torch.cat(drawn[:2])), dim=1)
         torch.testing.assert_close(queue.bank[:16], expected)
         assert torch.equal(queue.bank[16:], before[16:]), "every global crop enters the queue once, local ones never"
 
@@ -281,7 +281,7 @@ def test_vit_tiny_takes_other_sizes_and_is_torchvisions_at_its_own():
 
 
 def test_the_position_embeddings_learn_from_local_crops():
-    encoder = Encoder("vit_tiny", 16, 24, dim=8, hidden=8)
+    encoder = Encoder(build_backbone("vit_tiny", 16, 24), 16, dim=8, hidden=8)
     encoder(torch.randn(4, 3, 10, 10)).sum().backward()
     assert encoder.backbone.encoder.pos_embedding.grad.abs().sum() > 0
 

@@ -37,10 +37,10 @@ def rows():
 def test_streaming_equals_the_plain_path_in_value_and_gradient(rows, chunk, tau, lam, t):
     z, weight, index = rows
     similarity = z @ weight.T
-    plain = nce(similarity, index, tau) + lam * sqrt_kl(similarity, t)
+    whole = nce(similarity, index, tau) + lam * sqrt_kl(similarity, t)
     streamed = streaming_loss(z, weight, index, tau, lam, t, chunk)
-    torch.testing.assert_close(streamed, plain, rtol=1e-10, atol=1e-10)
-    (expected,) = torch.autograd.grad(plain, z)
+    torch.testing.assert_close(streamed, whole, rtol=1e-10, atol=1e-10)
+    (expected,) = torch.autograd.grad(whole, z)
     (got,) = torch.autograd.grad(3 * streamed, z)
     torch.testing.assert_close(got, 3 * expected, rtol=1e-10, atol=1e-10)
 
@@ -48,10 +48,10 @@ def test_streaming_equals_the_plain_path_in_value_and_gradient(rows, chunk, tau,
 def test_streaming_weighs_views_like_the_plain_losses(rows):
     z, weight, index = rows
     omega, similarity = torch.rand(5, dtype=torch.float64), z @ weight.T
-    plain = nce(similarity, index, 0.1, omega) + 3 * sqrt_kl(similarity, 0.2, weight=omega)
+    whole = nce(similarity, index, 0.1, omega) + 3 * sqrt_kl(similarity, 0.2, weight=omega)
     l_nce, l_kl, _ = streaming_losses(z, weight, index, 0.1, 0.2, 8, omega=omega)
-    torch.testing.assert_close(l_nce + 3 * l_kl, plain)
-    gradients = [torch.autograd.grad(loss, z)[0] for loss in (plain, l_nce + 3 * l_kl)]
+    torch.testing.assert_close(l_nce + 3 * l_kl, whole)
+    gradients = [torch.autograd.grad(loss, z)[0] for loss in (whole, l_nce + 3 * l_kl)]
     torch.testing.assert_close(*gradients)
 
 
@@ -95,14 +95,14 @@ def test_streaming_refuses_what_is_not_positive(rows, numbers):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("chunk", [1, 6, 20, 8192])
 def test_the_streamed_update_equals_the_plain_one(chunk, weighted):
-    plain, streamed = (kind(N, D, 0.6, temperature=0.1).double() for kind in (MemoryBank, LargeBank))
-    plain.weight.copy_(streamed.weight)
+    whole, streamed = (kind(N, D, 0.6, temperature=0.1).double() for kind in (MemoryBank, LargeBank))
+    whole.weight.copy_(streamed.weight)
     z, index = unit(B, D).double(), torch.tensor([3, 19, 3, 0, 11])
     weight = torch.rand(B, dtype=torch.float64) if weighted else None
     log_total = streaming_losses(z, streamed.weight, index, 0.1, None, chunk)[2]
-    plain.update(z, index, weight=weight)
+    whole.update(z, index, weight=weight)
     streamed.update(z, index, weight=weight, log_total=log_total, chunk=chunk)
-    torch.testing.assert_close(streamed.weight, plain.weight, rtol=0, atol=1e-10)
+    torch.testing.assert_close(streamed.weight, whole.weight, rtol=0, atol=1e-10)
 
 
 def test_a_row_that_would_become_zero_stays_as_it_was():
@@ -189,11 +189,11 @@ def test_shares_are_filled_by_the_forward_pass_and_loaded_from_the_whole_bank():
 @pytest.mark.parametrize("start", ["forward", "random"])
 def test_a_streamed_run_is_the_plain_run_but_for_rounding(lab_config, tmp_path, options, start):
     options = options | {"epochs": 1, "subset": 31, "bank_init": start}  # one step: rounding grows with each
-    plain = train(lab_config(**options))
+    whole = train(lab_config(**options))
     streamed = train(lab_config(similarity_gb=1e-9, out=str(tmp_path / "streamed"), **options))
-    assert streamed["nce"] == pytest.approx(plain["nce"], rel=1e-5)
-    assert streamed["sqrt_kl"] == pytest.approx(plain["sqrt_kl"], rel=1e-3)
-    one, other = (read_checkpoint(run["out"])["bank"]["weight"] for run in (plain, streamed))
+    assert streamed["nce"] == pytest.approx(whole["nce"], rel=1e-5)
+    assert streamed["sqrt_kl"] == pytest.approx(whole["sqrt_kl"], rel=1e-3)
+    one, other = (read_checkpoint(run["out"])["bank"]["weight"] for run in (whole, streamed))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
 
 

@@ -227,7 +227,7 @@ def invented(better=(), seeds=(0, 1, 2)):
 def test_the_figure_is_drawn_and_says_what_the_figures_say(tmp_path, monkeypatch):
     titles, finish = [], plots.finish
     monkeypatch.setattr(
-        plots, "finish", lambda figure, title, *rest: (titles.append(title), finish(figure, title, *rest))
+        plots, "finish", lambda figure, title, *given: (titles.append(title), finish(figure, title, *given))
     )
     for i, seeds in enumerate(((0, 1, 2), (0,))):
         s3l.draw(invented(["all three"], seeds), tmp_path / f"{i}.png")
