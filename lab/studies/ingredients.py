@@ -1,8 +1,8 @@
 """What each ingredient of the method is worth, at equal numbers of views.
 
-    python -m lab.studies.ingredients --scale demo            the embedded shapes, a few minutes
-    python -m lab.studies.ingredients --data-dir my_cifar10   half an hour on two cores
-    python -m lab.studies.ingredients --scale paper           CIFAR-10, ResNet-18, one GPU
+python -m lab.studies.ingredients --scale demo            the embedded shapes, a few minutes
+python -m lab.studies.ingredients --data-dir my_cifar10   half an hour on two cores
+python -m lab.studies.ingredients --scale paper           CIFAR-10, ResNet-18, one GPU
 """
 
 import sys

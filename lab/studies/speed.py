@@ -1,7 +1,7 @@
 """The picture of all benchmarks: a step and its network, the field, the bank against its size.
 
-    python -m lab.studies.speed                     from figures/results/bench/<part>-cpu.json
-    python -m lab.studies.speed --device cuda       from the results of a GPU
+python -m lab.studies.speed                     from figures/results/bench/<part>-cpu.json
+python -m lab.studies.speed --device cuda       from the results of a GPU
 """
 
 import json

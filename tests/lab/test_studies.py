@@ -1,6 +1,5 @@
 """lab/studies: every point can be run, pictures are drawn, titles say what the figures say."""
 
-
 import pytest
 from invented import invented, lab, points_can_be_run
 
