@@ -26,7 +26,8 @@ class MemoryBank(nn.Module):
 
     size is N, dim is D, momentum is m in [0, 1], rule is "corrected" or "npid", temperature is the
     tau of P in the corrected rule. The rows start at random; call `init_forward` for the paper's
-    start. Raises ValueError for values outside these ranges.
+    start. With window, the rows stand for the images of a window, which change: see `enter`. Raises
+    ValueError for values outside these ranges.
 
     Looking at values stalls a GPU, so there only `init_forward` looks, at which rows were filled.
     The caller guarantees the rest, which a CPU checks: a finite z, an index inside the bank and
@@ -35,7 +36,7 @@ class MemoryBank(nn.Module):
 
     weight: Tensor
 
-    def __init__(self, size: int, dim: int, momentum=0.75, rule="corrected", temperature=0.07):
+    def __init__(self, size: int, dim: int, momentum=0.75, rule="corrected", temperature=0.07, window=False):
         super().__init__()
         if size < 1 or dim < 1:
             raise ValueError(f"a bank needs at least one row and one dimension, not size {size} and dim {dim}")
@@ -47,6 +48,8 @@ class MemoryBank(nn.Module):
             raise ValueError(f"the bank's temperature must be greater than 0, not {temperature}")
         self.size, self.momentum, self.rule, self.temperature = size, momentum, rule, temperature
         self.register_buffer("weight", torch.empty(size, dim))
+        # The image that each row stands for, first entered first. None: row i stands for image i.
+        self.register_buffer("images", torch.full((size,), -1) if window else None)
         self.init_random()
 
     @torch.no_grad()
@@ -56,21 +59,30 @@ class MemoryBank(nn.Module):
         self.weight.div_(self.weight.norm(dim=1, keepdim=True))
 
     @torch.no_grad()
-    def init_forward(self, encoder: nn.Module, batches) -> None:
-        """The paper's "feature calibrate": w_i = z_i from one pass of the untrained encoder.
+    def enter(self, images: Tensor) -> None:
+        """Images (E,) enter the window: random rows replace those of the E that entered first."""
+        if self.images is not None:
+            self.images.copy_(torch.cat([self.images[len(images) :], images.to(self.images.device)]))
+            rows = torch.randn_like(self.weight[: len(images)])  # (E, D)
+            self.weight.copy_(torch.cat([self.weight[len(images) :], F.normalize(rows, dim=1)]))
 
-        batches yields (views (B, 3, H, W), index (B,) long) and covers every row exactly once;
-        raises ValueError if a row is filled twice or never. The encoder runs in training mode
+    @torch.no_grad()
+    def init_forward(self, encoder: nn.Module, batches, images: Tensor | None = None) -> None:
+        """The paper's "feature calibrate": w_i = z_i from one pass of the encoder as it is.
+
+        batches yields (views (B, 3, H, W), index (B,) long) and covers the rows of images (E,), or
+        all rows (None), exactly once; raises ValueError if not. The encoder runs in training mode
         without gradient. Its mode is restored; its BatchNorm statistics keep what they saw.
         """
-        filled = torch.zeros(self.size, dtype=torch.long, device=self.weight.device)
+        filled = torch.ones(self.size, dtype=torch.long, device=self.weight.device)
+        filled[slice(None) if images is None else self.locate(images.to(filled.device))] = 0
         was_training = encoder.training
         encoder.train()
         for views, index in batches:
             z = F.normalize(encoder(views).float(), dim=1)  # (B, D)
             self._check(z, index)
             self.write(index, z)
-            filled.index_add_(0, index, torch.ones_like(index))
+            filled.index_add_(0, self.locate(index), torch.ones_like(index))
         encoder.train(was_training)
         if (filled != 1).any():
             row = int((filled != 1).nonzero()[0])
@@ -78,7 +90,7 @@ class MemoryBank(nn.Module):
 
     def write(self, index: Tensor, z: Tensor) -> None:
         """Set the rows of the images index (B,) to z (B, D)."""
-        self.weight[index] = z
+        self.weight[self.locate(index)] = z
 
     def similarity(self, z: Tensor, columns: Tensor | None = None) -> Tensor:
         """Cosine similarities s_ij = z_i · w_j: (B, N), or (B, M) for the M rows in columns.
@@ -97,7 +109,8 @@ class MemoryBank(nn.Module):
         code it can). generator lives on the bank's device. Raises ValueError if there are fewer
         than K other rows.
         """
-        own = index.unique() if looking_is_free(index) else index.sort().values  # (B,) or fewer
+        own = self.locate(index)  # (B,)
+        own = own.unique() if looking_is_free(own) else own.sort().values
         others = self.size - len(own)
         if not 0 < negatives <= others:
             raise ValueError(f"negatives K must lie in [1, {others}] (the bank's other rows), not {negatives}")
@@ -108,27 +121,14 @@ class MemoryBank(nn.Module):
     def locate(self, index: Tensor, columns: Tensor | None = None) -> Tensor:
         """The column (B,) of each image's own row, which `nce` takes as target.
 
-        Raises ValueError if columns lack one of them.
+        Raises ValueError if an image is not in the window or its row not in columns.
         """
-        if columns is None:
-            return index
-        ordered, order = columns.sort()
-        place = torch.searchsorted(ordered, index).clamp(max=len(columns) - 1)
-        target = order[place]  # (B,)
-        if looking_is_free(index) and not torch.equal(columns[target], index):
-            raise ValueError("columns must contain the batch's own rows: draw them with bank.sample(index, K)")
-        return target
+        rows = index if self.images is None else _places(self.images, index, "an image is not in the window")
+        advice = "columns must contain the batch's own rows: draw them with bank.sample(index, K)"
+        return rows if columns is None else _places(columns, rows, advice)
 
     @torch.no_grad()
-    def update(
-        self,
-        z: Tensor,
-        index: Tensor,
-        similarity: Tensor | None = None,
-        columns: Tensor | None = None,
-        target: Tensor | None = None,
-        weight: Tensor | None = None,
-    ) -> None:
+    def update(self, z: Tensor, index: Tensor, similarity=None, columns=None, target=None, weight=None) -> None:
         """Move the bank after a step, in place and without gradient.
 
         z (B, D) are unit embeddings and index (B,) long their images. similarity (B, M) is what
@@ -168,10 +168,19 @@ class MemoryBank(nn.Module):
             raise ValueError(f"expected z (B, {dim}) and index (B,), got {tuple(z.shape)} and {tuple(index.shape)}")
         if not looking_is_free(z):
             return
-        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self.size:
+        if self.images is None and len(index) and not 0 <= int(index.min()) <= int(index.max()) < self.size:
             raise ValueError(f"index must lie in [0, {self.size - 1}], got {int(index.min())} to {int(index.max())}")
         if not torch.isfinite(z).all():
             raise ValueError("z holds a value that is not finite: the encoder has diverged")
+
+
+def _places(values: Tensor, wanted: Tensor, problem: str) -> Tensor:
+    """Where each of wanted (B,) stands in values (M,); ValueError(problem) if one is missing."""
+    ordered, order = values.sort()
+    place = order[torch.searchsorted(ordered, wanted).clamp(max=len(values) - 1)]  # (B,)
+    if looking_is_free(wanted) and not torch.equal(values[place], wanted):
+        raise ValueError(problem)
+    return place
 
 
 def _add_product(rows: Tensor, pull: Tensor, z: Tensor, m: float) -> None:

@@ -11,6 +11,7 @@ plumbing/files.py turns files into pixels. Every random draw is a function of (s
 """
 
 import hashlib
+import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,11 +30,10 @@ def load(name: str, data_dir="data", size=24, subset=0, holdout=0, cache_gb=4.0,
     """A dataset by name, ready to train on.
 
     size is the side of the views in pixels; large images are reduced to a little more. subset keeps
-    that many training images (0: all). holdout takes that many other training images as the test
-    set, to choose settings without the real one; both are the same images for every seed. Decoded
-    images stay in memory up to cache_gb; beyond, `workers` processes read them from disk. cache_dir
-    keeps the decoded images of a folder for the next start ("": not kept). Raises UserError, which
-    names the option or file.
+    that many training images (0: all). holdout takes that many others as the test set, to choose
+    settings without the real one; both are the same images for every seed. Decoded images stay in
+    memory up to cache_gb, then `workers` processes read them from disk; cache_dir keeps a folder's
+    for the next start ("": not kept). Raises UserError, which names the option or file.
     """
     if name in ("shapes", "shapes-textured"):
         train, test = (files.drawn(n, seed, name == "shapes-textured") for n, seed in ((10_000, 0), (2_000, 1)))
@@ -55,10 +55,33 @@ def seed_of(*numbers) -> int:
     return int.from_bytes(hashlib.blake2s(repr(numbers).encode(), digest_size=4).digest(), "big")
 
 
-def shuffled(images: Tensor, seed: int, number: int) -> Tensor:
-    """The images (N,) in the random order of pass `number`."""
-    generator = torch.Generator().manual_seed(seed_of(seed, "epoch", number))
-    return images[torch.randperm(len(images), generator=generator)]
+def shuffled(images: Tensor, *numbers) -> Tensor:
+    """The images (W,) in a random order that follows from the numbers."""
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed_of(*numbers)))]
+
+
+def windows(count: int, size: int, visits: int, seed: int, start: int = 0):
+    """Yields (number, images in the window (W,), images that enter) from pass `start` on.
+
+    All N images stand in a random order. The window of W = size images slides along it by W /
+    visits images after each pass, so that an image has `visits` passes (PIC's sliding window, arXiv
+    2006.14618). At the end of the order both its halves are shuffled anew, so that no image is in
+    the window twice; where N < 2 W, the order stays. With W = N (or size 0) all images enter in
+    pass 0 and stay: the paper.
+    """
+    size = min(size, count) or count
+    stride = max(1, size // visits) if size < count else 0
+    order = shuffled(torch.arange(count), seed, "order") if stride else torch.arange(count)
+    stream, begin = order, 0
+    for number in itertools.count():
+        if begin + size > len(stream):
+            if count >= 2 * size:
+                order = torch.cat([shuffled(half, seed, "order", number) for half in order.tensor_split(2)])
+            stream, begin = torch.cat([stream[begin:], order]), 0
+        images = stream[begin : begin + size]
+        if number >= start:
+            yield number, images, images[size - stride :] if number else images
+        begin += stride
 
 
 @dataclass

@@ -23,23 +23,11 @@ from models import ARCHITECTURES, Encoder, encoder_of
 from plumbing.command_line import Parser, UserError, command
 from plumbing.devices import pick_device, pick_precision
 from plumbing.evaluation import accuracy_table, check_evaluation, dataset_options, evaluation_options, save_results
-from plumbing.features import extract, random_images, raw_pixels, settle_batchnorm
-from plumbing.files import Dataset, Images
+from plumbing.features import eval_side, extract, random_images, raw_pixels, settle_batchnorm
+from plumbing.files import Dataset
 from plumbing.runs import load_state, read_checkpoint, save_tensors
 
 STRENGTHS = (1e-1, 3e-2, 1e-2, 1e-3)  # L2 penalties that a probe chooses from
-
-
-def eval_side(config: dict, images: Images) -> int:
-    """The side of images in evaluation: the run's --eval-size, or their own, 1 to 4/3 of --size.
-
-    A crop shows things larger than the whole image does; somewhat larger images in evaluation make
-    up for it (FixRes, arXiv 1906.06423). A vision transformer knows one side only.
-    """
-    size = config["size"]
-    if config["eval_size"] or config["arch"].startswith("vit"):
-        return config["eval_size"] or size
-    return min(max(images.side, size), round(size * 4 / 3))
 
 
 def knn(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, k: int = 200, temperature: float = 0.1) -> float:

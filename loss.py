@@ -29,12 +29,7 @@ def nce(similarity: Tensor, target: Tensor, temperature: float, weight: Tensor |
 
 
 def sqrt_kl(
-    similarity: Tensor,
-    temperature: float = 1.0,
-    direction: str = "p||u",
-    detach: bool = True,
-    power: float = 0.5,
-    weight: Tensor | None = None,
+    similarity: Tensor, temperature=1.0, direction="p||u", detach=True, power=0.5, weight: Tensor | None = None
 ) -> Tensor:
     """SqrtKL: the divergence of the prediction P from u = sqrt(P) / Σ sqrt(P), its flattened copy.
 

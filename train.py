@@ -20,25 +20,25 @@ no generator's state, and repeats the uninterrupted run to the last bit on a CPU
 import math
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import data
 from bank import RULES, MemoryBank
-from data import Augment, Batch, cutmix, seed_of, shuffled
+from data import Augment, Batch, cutmix, seed_of, shuffled, windows
 from eval_linear import knn_monitor
 from loss import nce, sqrt_kl
 from models import ARCHITECTURES, encoder_of
-from plumbing.command_line import UserError, check_bounds, check_device, command, option
+from plumbing.command_line import Settings, UserError, command, option
 from plumbing.devices import keep_freed_memory, looking_is_free, pick_device, pick_precision
 from plumbing.files import Dataset, Images
+from plumbing.optimizer import optimizer_of, set_rate
 from plumbing.runs import Journal, SignalCatcher, configure, load_state
 
 
 @dataclass
-class Config:
+class Config(Settings):
     """Every hyperparameter. Each field is a flag of the same name; `lam` is lambda."""
 
     dataset: str = option("shapes", "what to train on", data.DATASETS)
@@ -65,11 +65,15 @@ class Config:
     gray: float = option(0.2, "probability of a greyscale view", at_least=0, at_most=1)
     blur: float = option(0.0, "probability of a Gaussian blur", at_least=0, at_most=1)
     cutmix: float = option(0.0, "alpha of CutMix (0: off)", at_least=0)
+    window: int = option(0, "W, the images that train at a time and have rows in the bank (0: all)", at_least=0)
+    visits: int = option(8, "r, the passes that an image has in the window", above=0)
     epochs: int = option(36, "passes over the training images", above=0)
     batch_size: int = option(128, "images per step (BatchNorm needs two)", at_least=2)
-    lr: float = option(0.1, "peak learning rate of SGD", above=0)
+    optimizer: str = option("sgd", "muon: orthogonalised steps of weight matrices", ("sgd", "muon"))
+    lr: float = option(0.1, "peak learning rate; Muon's is for matrices, others have twice it", above=0)
+    muon_momentum: float = option(0.6, "momentum of Muon", at_least=0, at_most=1)
     sgd_momentum: float = option(0.9, "momentum of SGD", at_least=0, at_most=1)
-    weight_decay: float = option(1e-4, "weight decay of SGD", at_least=0)
+    weight_decay: float = option(1e-4, "weight decay; Muon's is decoupled and for matrices", at_least=0)
     warmup: float = option(2.0, "epochs of linear warm-up before the cosine", at_least=0)
     seed: int = option(0, "seed of every draw but --subset and --holdout", at_least=0, at_most=2**63 - 1)
     out: str = option("", "folder of the run (empty: runs/<dataset>)", free=True)
@@ -81,14 +85,6 @@ class Config:
     workers: int = option(2, "processes that decode images which do not fit in memory", at_least=0, free=True)
     cache_gb: float = option(4.0, "decoded images up to this size stay in memory, GB", above=0, free=True)
     cache_dir: str = option("runs/decoded", "where decoded folders are kept (empty: nowhere)", free=True)
-
-    def folder(self) -> Path:
-        return Path(self.out or f"runs/{self.dataset}")
-
-    def check(self) -> None:
-        """Raises UserError, naming the flag, for values that no dataset could make right."""
-        check_bounds(self)
-        check_device(self.device)
 
 
 # laptop: the fields above. demo: a small network for `make demo`. released: the released script's
@@ -108,6 +104,7 @@ RECIPES = {
         weight_decay=2.5e-4, warmup=10.0, save_every=10, compile=True,
     ),
 }  # fmt: skip
+RECIPES["paper"] = RECIPES["released"] | {"bank_update": "corrected"}
 
 
 class Pretraining:
@@ -125,26 +122,28 @@ class Pretraining:
         self.encoder = (encoder or encoder_of(asdict(c))).to(device, memory_format=torch.channels_last)
         self.encoder.precision = pick_precision(c.precision, device)
         self.network = torch.compile(self.encoder) if c.compile else self.encoder
-        bank = bank or MemoryBank(count, c.dim, c.bank_momentum, c.bank_update, c.temperature)
-        self.bank = bank.to(device)
-        self.negatives = c.negatives if c.negatives < count - c.batch_size else 0  # K, or 0 for all N
+        rows = min(c.window, count) or count  # W, or all N
+        settings = c.bank_momentum, c.bank_update, c.temperature
+        self.bank = (bank or MemoryBank(rows, c.dim, *settings, window=rows < count)).to(device)
+        self.negatives = c.negatives if c.negatives < rows - c.batch_size else 0  # K, or 0 for all
         jitter = (c.jitter, c.jitter, c.jitter, c.jitter / 4)
         self.augment = Augment(
             c.size, (c.crop_min, 1.0), jitter=jitter, jitter_p=c.jitter_p, gray_p=c.gray, blur_p=c.blur
         )
-        parameters = self.encoder.parameters()
-        self.optimizer = torch.optim.SGD(parameters, c.lr, c.sgd_momentum, weight_decay=c.weight_decay)
+        self.optimizer = optimizer_of(c, self.encoder.parameters())
 
     @property
     def choices(self) -> int:
         """The number of rows that a step's softmax runs over."""
         return self.negatives + self.config.batch_size if self.negatives else self.bank.size
 
-    def init_bank(self, images: Images) -> None:
-        """Section "feature calibrate": one pass of the encoder as it starts."""
+    def enter(self, images: Images, entering: Tensor) -> None:
+        """Section "feature calibrate": entering (E,) get rows from one pass of the encoder."""
+        self.bank.enter(entering)
         if self.config.bank_init == "forward":
-            batches = images.batches(torch.arange(len(images)), self.config.batch_size, self.device)
-            self.bank.init_forward(self.encoder, ((self.augment(pixels), index) for pixels, index in batches))
+            batches = images.batches(entering, self.config.batch_size, self.device)
+            views = ((self.augment(pixels), index) for pixels, index in batches)
+            self.bank.init_forward(self.encoder, views, entering)
 
     def step(self, pixels: Tensor, index: Tensor, lr: float) -> Tensor:  # (B, 3, S, S), (B,)
         """One step on images and their indices: returns (3,) L, L_NCE and L_SqrtKL, detached.
@@ -159,8 +158,7 @@ class Pretraining:
         losses = torch.stack([loss, l_nce, l_kl]).detach()
         if looking_is_free(losses) and not torch.isfinite(losses).all():
             raise FloatingPointError
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, lr)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -224,16 +222,20 @@ def train(
     keep_freed_memory()
     device, batch = pick_device(config.device), config.batch_size  # B
     dataset = (dataset or load_dataset(config)).to(device)
-    images = torch.arange(len(dataset.train))  # (N,)
-    run, stop = build(config, len(images), device), stop or SignalCatcher()
-    with journal(config, run, len(images), resume) as log, stop:
-        if not resume:
-            torch.manual_seed(seed_of(config.seed, "bank"))
-            run.init_bank(dataset.train)
+    count = len(dataset.train)  # N
+    run, stop = build(config, count, device), stop or SignalCatcher()
+    with journal(config, run, count, resume) as log, stop:
         run.encoder.train()
+        per_pass = (min(config.window, count) or count) // batch  # a pass's last images wait
+        passes = windows(count, config.window, min(config.visits, config.epochs), config.seed, log.step // per_pass)
         while log.step < log.total and not stop.signal:
-            number, done = divmod(log.step, log.per_epoch)
-            order = shuffled(images, config.seed, number)[done * batch : log.per_epoch * batch]
+            number, images, entering = next(passes)
+            done = log.step - number * per_pass  # steps of this pass that a resumed run has made
+            if not done and len(entering):
+                torch.manual_seed(seed_of(config.seed, "bank", *[number][:number]))
+                run.enter(dataset.train, entering)
+            last = min(per_pass, done + log.total - log.step)
+            order = shuffled(images, config.seed, "epoch", number)[done * batch : last * batch]
             for pixels, index in dataset.train.batches(order, batch, device):
                 torch.manual_seed(seed_of(config.seed, "step", log.step))
                 if schedule:
@@ -260,12 +262,7 @@ def figures(run, dataset: Dataset, log: Journal, watch) -> dict:
 def load_dataset(config: Config) -> Dataset:
     c = config
     dataset = data.load(c.dataset, c.data_dir, c.size, c.subset, c.holdout, c.cache_gb, c.workers, c.cache_dir)
-    count = len(dataset.train)
-    if c.batch_size > count:
-        raise UserError(f"--batch-size {c.batch_size} is larger than the dataset, which has {count} training images")
-    others = count - c.batch_size
-    if c.negatives > others and c.negatives != Config.negatives:  # the default gives way to the whole bank
-        raise UserError(f"--negatives {c.negatives} is more than the {others} rows that the bank has beside a batch")
+    c.check_for(len(dataset.train))
     return dataset
 
 

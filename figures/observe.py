@@ -70,6 +70,8 @@ class Watch:
 
     def bank(self, run: Pretraining, dataset: Dataset) -> dict:
         index = random_images(dataset.train, self.views)
+        if run.bank.images is not None:  # of the images in the window: those that entered last
+            index = run.bank.images[-self.views :].cpu()
         pixels, index = next(dataset.train.batches(index, len(index), run.device))
         torch.manual_seed(0)  # the same views every time; the next training step seeds anew
         run.encoder.eval()
@@ -77,7 +79,12 @@ class Watch:
             similarity = run.bank.similarity(run.encoder(run.augment(pixels)).float())  # (B, N)
         run.encoder.train()
         shares = spectrum(run.bank.weight)
-        row = dict(zip(("reach_share", "reach_rows"), (round(x, 4) for x in reach(similarity, index, run.config))))
+        row = dict(
+            zip(
+                ("reach_share", "reach_rows"),
+                (round(x, 4) for x in reach(similarity, run.bank.locate(index), run.config)),
+            )
+        )
         row["rank"] = round(perplexity(shares).item(), 2)
         row["spectrum"] = [float(f"{shares[r - 1]:.3g}") for r in RANKS if r <= len(shares)]
         row["variance"] = round(1 - run.bank.weight.mean(0).square().sum().item(), 4)

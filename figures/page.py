@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bank import RULES, MemoryBank
-from data import seed_of
+from data import seed_of, windows
 from eval_linear import eval_side
 from figures import neighbours, observe
 from figures.plots import BLUE, GREY, ORANGE, plt
@@ -43,6 +43,7 @@ NAMES = ("untrained", "trained")
 SPOTS = 2000  # test images on the map
 MARKERS = "os^DvPX*<>"  # of the first ten classes: colour alone does not tell ten apart
 NO_LABELS = "This part needs labels, which the run's images do not have, so it is left out."
+NO_WHOLE_BANK = "This part is about a bank of all images; this run's bank holds one window of them."
 NO_BANK = "This part is about the bank, which the run's method does not keep, so it is left out."
 
 
@@ -247,7 +248,9 @@ def compose(place: str, home: Path, checkpoint: dict, dataset: Dataset) -> str:
         sections["accuracy"] = accuracy(measured, checkpoint["config"])
     if config.method == "ours":
         run, start = restored(place, config, checkpoint, dataset, device)
-        sections |= {"spectrum": spectrum(start, run.bank.weight, config.bank_init), "step": one_step(run, dataset)}
+        whole = run.bank.images is None
+        sections["spectrum"] = spectrum(start, run.bank.weight, config.bank_init)
+        sections["step"] = one_step(run, dataset) if whole else NO_WHOLE_BANK
     if dataset.test:
         size = eval_side(checkpoint["config"], dataset.test)
         encoders = neighbours.encoders(checkpoint, dataset, size, device)
@@ -272,7 +275,8 @@ def restored(place: str, config: LabConfig, checkpoint: dict, dataset: Dataset, 
         raise UserError(f"{place}: {problem}")
     if not config.init_from:  # the bank as `train` begins with it
         torch.manual_seed(seed_of(config.seed, "bank"))
-        run.init_bank(dataset.train)
+        _, _, entering = next(windows(len(dataset.train), config.window, config.visits, config.seed))
+        run.enter(dataset.train, entering)
         start = run.bank.weight.clone()
     run.load(checkpoint)
     return run, start

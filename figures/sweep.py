@@ -50,7 +50,7 @@ ROUND_ONE = dict(
     arch="resnet10", width=0, size=24, eval_size=0, layers=2, hidden=2048, dim=2048, temperature=0.07,
     bank_momentum=0.75, bank_init="forward", bank_update="corrected", negatives=1000, lam=0.0, kl_temperature=1.0,
     crop_min=0.2, jitter=0.4, jitter_p=0.8, gray=0.2, blur=0.0, cutmix=0.0, epochs=36, batch_size=128, lr=0.1,
-    sgd_momentum=0.9, weight_decay=1e-4, warmup=2.0,
+    sgd_momentum=0.9, weight_decay=1e-4, warmup=2.0, optimizer="sgd", muon_momentum=0.6, window=0, visits=8,
 )  # fmt: skip
 SCALES = {
     "demo": ROUND_ONE | dict(

@@ -19,6 +19,7 @@ from lab.backbones import encoder_for
 from lab.crops import crops, pairs, through
 from plumbing.command_line import UserError
 from plumbing.devices import looking_is_free, pick_precision
+from plumbing.optimizer import optimizer_of, set_rate
 from plumbing.runs import load_state
 
 try:
@@ -248,9 +249,9 @@ class TwoBranches:
         call = of_pairs if self.pairs else self.model
         self.forward = torch.compile(call) if config.compile else call
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.SGD(trained, config.lr, config.sgd_momentum, weight_decay=config.weight_decay)
+        self.optimizer = optimizer_of(config, trained)
 
-    def init_bank(self, images) -> None:
+    def enter(self, images, entering) -> None:
         """There is none."""
 
     def loss(self, pixels: Tensor) -> Tensor:
@@ -264,8 +265,7 @@ class TwoBranches:
 
         Raises FloatingPointError if the loss is not finite and looking at it is free.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, lr)
         loss = self.loss(pixels)
         if looking_is_free(loss) and not torch.isfinite(loss):
             raise FloatingPointError

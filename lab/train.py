@@ -60,6 +60,9 @@ class LabConfig(Config):
             raise UserError(f"--cutmix mixes single views: leave it out or --views {self.views}")
         if self.drop_last_stage and self.arch not in RESNETS:
             raise UserError(f"--drop-last-stage is an option of {', '.join(RESNETS)}, not of {self.arch}")
+        if self.window and (self.bank_dtype != "fp32" or self.shard_bank or self.bank_init == "carry"):
+            large = "--bank-dtype bf16, --shard-bank and --bank-init carry"
+            raise UserError(f"--window: {large} are for a bank of all images, leave them out")
         if self.bank_init == "carry" and not (self.init_from and self.method == "ours"):
             raise UserError("--bank-init carry takes the bank of the run that --init-from names, with --method ours")
 
@@ -96,13 +99,13 @@ def started(config: LabConfig, count: int, device: torch.device):
 
 def samples(config: LabConfig, count: int) -> bool:
     """Whether a step samples negatives: there are more than K other rows."""
-    return 0 < config.negatives < count - config.batch_size
+    return 0 < config.negatives < (min(config.window, count) or count) - config.batch_size
 
 
 def streams(config: LabConfig, count: int) -> bool:
     """Whether a step reads the bank in chunks: if the similarities (V B, N) would be too large."""
     size = 4 * len(crops(config)) * config.batch_size * count  # bytes
-    able = not samples(config, count) and not config.cutmix
+    able = not samples(config, count) and not config.cutmix and not config.window
     return config.shard_bank or (able and size > 1e9 * config.similarity_gb)
 
 

@@ -69,6 +69,30 @@ def check_bounds(config) -> None:
             raise UserError(f"{name} {words}, not {value}")
 
 
+class Settings:
+    """What the settings of all runs share; subclasses are dataclasses of `option` fields."""
+
+    def folder(self) -> Path:
+        return Path(self.out or f"runs/{self.dataset}")
+
+    def check(self) -> None:
+        """Raises UserError, naming the flag, for values that no dataset could make right."""
+        check_bounds(self)
+        check_device(self.device)
+
+    def check_for(self, count: int) -> None:
+        """Raises UserError, naming the flag, for values that do not fit count training images."""
+        if self.batch_size > count:
+            images = f"the dataset, which has {count} training images"
+            raise UserError(f"--batch-size {self.batch_size} is larger than {images}")
+        if 0 < self.window < self.batch_size:
+            raise UserError(f"--window {self.window} is smaller than a batch of {self.batch_size}")
+        others = count - self.batch_size
+        if self.negatives > others and self.negatives != type(self).negatives:  # the default gives way
+            rows = f"the {others} rows that the bank has beside a batch"
+            raise UserError(f"--negatives {self.negatives} is more than {rows}")
+
+
 def check_device(name: str) -> None:
     try:
         pick_device(name)

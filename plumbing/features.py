@@ -47,3 +47,15 @@ def settle_batchnorm(encoder, images: Images, size: int, device, count: int = 20
 def random_images(images: Images, count: int) -> Tensor:
     """Numbers of at most `count` random images, always the same: folders list class after class."""
     return torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
+
+
+def eval_side(config: dict, images: Images) -> int:
+    """The side of images in evaluation: the run's --eval-size, or their own, 1 to 4/3 of --size.
+
+    A crop shows things larger than the whole image does; somewhat larger images in evaluation make
+    up for it (FixRes, arXiv 1906.06423). A vision transformer knows one side only.
+    """
+    size = config["size"]
+    if config["eval_size"] or config["arch"].startswith("vit"):
+        return config["eval_size"] or size
+    return min(max(images.side, size), round(size * 4 / 3))

@@ -91,7 +91,7 @@ def test_the_bank_starts_from_the_untrained_encoder_or_at_random(tiny):
     random, forward = (Pretraining(tiny(bank_init=kind), 96, torch.device("cpu")) for kind in ("random", "forward"))
     untouched = forward.bank.weight.clone()
     for run in (random, forward):
-        run.init_bank(images)
+        run.enter(images, torch.arange(96))
     assert torch.equal(random.bank.weight, untouched)
     spread = lambda w: torch.linalg.svdvals(w)[0] / w.norm()  # noqa: E731  1 if all rows point one way
     assert spread(forward.bank.weight) > 1.5 * spread(random.bank.weight), "untrained features share a direction"
@@ -106,6 +106,8 @@ def test_the_bank_starts_from_the_untrained_encoder_or_at_random(tiny):
         {"cache_gb": 1e-9, "workers": 1, "size": 12, "eval_size": 16},
         {"precision": "bf16"},
         {"layers": 1, "warmup": 0.0, "gray": 1.0},
+        {"window": 32, "visits": 2, "optimizer": "muon", "lr": 0.02},
+        {"window": 40, "visits": 3, "bank_init": "random", "bank_update": "npid", "negatives": 12},
     ],
     ids=lambda o: "+".join(o),
 )

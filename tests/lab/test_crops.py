@@ -124,7 +124,7 @@ def test_a_step_has_a_pass_a_size_and_the_bank_starts_from_one_global_crop(lab_c
     run.step(pixels(), torch.arange(16), 0.01)
     assert len(seen) == passes and sum(shape[0] for shape in seen) == 16 * len(views.crops(run.config))
     seen.clear()
-    run.init_bank(load_dataset(lab_config()).train)
+    run.enter(load_dataset(lab_config()).train, torch.arange(96))
     assert {shape[1:] for shape in seen} == {(3, 16, 16)} and sum(shape[0] for shape in seen) == 96
     assert run.augment == views.crops(run.config)[0].augment
 

@@ -64,7 +64,7 @@ def test_a_second_stage_at_another_size_takes_the_encoder_and_carries_the_bank_o
         run = build(lab_config(size=24), 96, CPU)
         run.encoder.load_state_dict(before["encoder"])
         torch.manual_seed(seed_of(5, "bank"))
-        run.init_bank(load_dataset(lab_config()).train)
+        run.enter(load_dataset(lab_config()).train, torch.arange(96))
         assert (run.bank.weight - expected).abs().max() > 0.1
         expected = run.bank.weight
     assert torch.equal(seen["bank"], expected)
