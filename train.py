@@ -176,7 +176,7 @@ class Pretraining:
     def losses(self, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict]:
         """L_NCE, L_SqrtKL (0 if lambda is 0), and what `bank.update` needs to know of them."""
         c, bank = self.config, self.bank
-        columns = bank.sample(batch.images, self.negatives) if self.negatives else None  # (M,), or None for all N
+        columns = bank.sample(batch.images, self.negatives) if self.negatives else None  # (M,), or None for all
         own = bank.locate(batch.index, columns)  # (B,) the column of each image's own row
         with self.encoder.autocast(z):  # this product may run in bf16 too
             similarity = bank.similarity(z, columns).float()  # (B, M) cosines
@@ -232,7 +232,7 @@ def train(
             number, images, entering = next(passes)
             done = log.step - number * per_pass  # steps of this pass that a resumed run has made
             if not done and len(entering):
-                torch.manual_seed(seed_of(config.seed, "bank", *[number][:number]))
+                torch.manual_seed(seed_of(config.seed, f"pass {number}" if number else "bank"))
                 run.enter(dataset.train, entering)
             last = min(per_pass, done + log.total - log.step)
             order = shuffled(images, config.seed, "epoch", number)[done * batch : last * batch]

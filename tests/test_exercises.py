@@ -4,7 +4,7 @@
     .venv/bin/python -m pytest tests/test_exercises.py --bank my_bank.py --loss my_loss.py     yours
 
 A check that fails says which idea is missed. What your file does not have is skipped. All is in
-float64, so "equal" means equal to eight digits. `tests/test_faults.py` shows that every planted
+float64, so "equal" means equal to eight digits. `tests/lab/test_faults.py` shows that every planted
 fault is caught by the check of its idea.
 """
 

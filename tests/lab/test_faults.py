@@ -63,7 +63,7 @@ class MemoryBank(Ours):
 
 
 def test_a_file_of_ones_own_is_checked_and_what_it_lacks_is_skipped(tmp_path):
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     mine, losses = tmp_path / "my_bank.py", tmp_path / "my_loss.py"
     mine.write_text(MINE)
     losses.write_text("from loss import nce\n")
