@@ -1,6 +1,6 @@
 # make setup   a virtual environment in .venv with everything
 # make demo    train on the embedded shapes, evaluate, draw: a few minutes on two cores
-# make test    every test, five to eight minutes on two cores
+# make test    every test, one process per core with one thread each: minutes on two cores
 #              the core's alone, a minute: .venv/bin/python -m pytest tests --ignore tests/lab
 # make lint    ruff
 PYTHON ?= python3
@@ -24,7 +24,7 @@ demo: setup
 	@echo "open $(RUN)/page.html in a browser: what was learnt, picture by picture, and what to look for"
 
 test: setup
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 
 lint: setup
 	$(PY) -m ruff check .

@@ -241,7 +241,7 @@ def side_by_side(missing: list[tuple[str, LabConfig]], jobs: int, *options):
 
     On an interruption the processes save what they have.
     """
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, torch.get_num_threads() // jobs)  # as many as there are cores, or OMP_NUM_THREADS
     os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when imported: no bars in the processes, only this one's
     with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=silence) as pool:
         waiting, running = list(missing), set()

@@ -22,6 +22,10 @@ from lab.studies import (
     sqrtkl_where,
     transfer,
 )
+from lab.train import train
+from plumbing import files
+from plumbing.runs import read_checkpoint
+from train import load_dataset
 
 STUDIES = (
     ingredients, sqrtkl_where, bank_spectrum, recipe, negatives, cheaper_bank, field_lr, field_ideas, growing_views,
@@ -116,15 +120,17 @@ def test_small_backbones_are_drawn_with_what_they_cost(titles, tmp_path):
     )
 
 
-def test_transfer_probes_every_run_on_every_target(tiny, tmp_path):
-    own = tiny().dataset
-    points = {f"ours on {own}": lab(tiny(epochs=1))}
-    targets = tuple(dict.fromkeys((own, "shapes")))
-    runs = sweeper.sweep(tmp_path / "x.json", points, seeds=(0,), jobs=1, measure=transfer.Measure(targets))
+def test_transfer_probes_every_run_on_every_target(tiny, monkeypatch):
+    config, drawn = lab(tiny(epochs=1)), files.drawn
+    monkeypatch.setattr(files, "drawn", lambda count, *rest: drawn(count // 50, *rest))
+    checkpoint = read_checkpoint(train(config)["out"])
+    own, targets = config.dataset, (config.dataset, "shapes")
+    final = transfer.Measure(targets)(checkpoint, load_dataset(config))
     wanted = {
         f"{who} {key} {t}" for who in ("trained", "untrained", "raw") for key in ("knn", "linear") for t in targets
     }
-    assert set(runs[0]["final"]) == wanted | {"knn", "linear"}
+    assert set(final) == wanted | {"knn", "linear"}
+    runs = [{"name": f"ours on {own}", "method": "ours", "seed": 0, "final": final}]
     lines = transfer.table(runs).splitlines()
     assert [line.split(" | ")[0] for line in lines] == [
         "| pretrained on",
