@@ -141,17 +141,7 @@ class MemoryBank(nn.Module):
         """
         z = z.detach().to(torch.promote_types(z.dtype, self.weight.dtype))
         self._check(z, index)
-        if self.rule == "npid":
-            columns = self.locate(index)  # (M,) = (B,)
-            pull = (columns == columns[:, None]).to(z.dtype)  # [k = y_i]  (B, M)
-        else:
-            similarity = self.similarity(z, columns) if similarity is None else similarity.detach()
-            target = self.locate(index, columns) if target is None else target
-            pull = (similarity.to(z.dtype) / self.temperature).softmax(1).neg_()  # -P_k^(i)  (B, M)
-            if target.ndim == 1:
-                pull.scatter_add_(1, target[:, None], torch.ones_like(pull[:, :1]))  # + [k = y_i]
-            else:
-                pull += target
+        columns, pull = self._pull(z, index, similarity, columns, target)
         if weight is not None:
             pull *= weight[:, None]
         rows = self.weight if columns is None else self.weight.index_select(0, columns)  # (M, D)
@@ -161,6 +151,18 @@ class MemoryBank(nn.Module):
         _normalise(rows, pull.T, z)
         if columns is not None:
             self.weight[columns] = rows
+
+    def _pull(self, z, index, similarity=None, columns=None, target=None) -> tuple[Tensor | None, Tensor]:
+        """The rows that move (M,) (None: all), and how much each z_i pulls each of them, (B, M)."""
+        if self.rule == "npid":
+            rows = self.locate(index)  # (M,) = (B,)
+            return rows, (rows == rows[:, None]).to(z.dtype)  # [k = y_i]
+        similarity = self.similarity(z, columns) if similarity is None else similarity.detach()
+        target = self.locate(index, columns) if target is None else target
+        pull = (similarity.to(z.dtype) / self.temperature).softmax(1).neg_()  # -P_k^(i)
+        if target.ndim == 1:
+            return columns, pull.scatter_add_(1, target[:, None], torch.ones_like(pull[:, :1]))  # + [k = y_i]
+        return columns, pull.add_(target)
 
     def _check(self, z: Tensor, index: Tensor) -> None:
         dim = self.weight.shape[1]

@@ -39,7 +39,10 @@ from plumbing.runs import Journal, SignalCatcher, configure, load_state
 
 @dataclass
 class Config(Settings):
-    """Every hyperparameter. Each field is a flag of the same name; `lam` is lambda."""
+    """Every hyperparameter. Each field is a flag of the same name; `lam` is lambda.
+
+    `Settings` adds where a run lies, what it looks at and what it computes with.
+    """
 
     dataset: str = option("shapes", "what to train on", data.DATASETS)
     data_dir: str = option("data", "where the images lie, or are downloaded to", free=True)
@@ -76,15 +79,6 @@ class Config(Settings):
     weight_decay: float = option(1e-4, "weight decay; Muon's is decoupled and for matrices", at_least=0)
     warmup: float = option(2.0, "epochs of linear warm-up before the cosine", at_least=0)
     seed: int = option(0, "seed of every draw but --subset and --holdout", at_least=0, at_most=2**63 - 1)
-    out: str = option("", "folder of the run (empty: runs/<dataset>)", free=True)
-    knn_every: int = option(5, "epochs between looks at the kNN accuracy (0: never)", at_least=0, free=True)
-    save_every: int = option(1, "epochs between checkpoints; one more when the run ends", above=0, free=True)
-    device: str = option("auto", "auto, cpu, cuda or mps", free=True)
-    precision: str = option("auto", "numbers that the network computes in", ("auto", "fp32", "bf16"))
-    compile: bool = option(False, "compile the encoder with torch.compile", free=True)
-    workers: int = option(2, "processes that decode images which do not fit in memory", at_least=0, free=True)
-    cache_gb: float = option(4.0, "decoded images up to this size stay in memory, GB", above=0, free=True)
-    cache_dir: str = option("runs/decoded", "where decoded folders are kept (empty: nowhere)", free=True)
 
 
 # laptop: the fields above. demo: a small network for `make demo`. released: the released script's
@@ -122,7 +116,7 @@ class Pretraining:
         self.encoder = (encoder or encoder_of(asdict(c))).to(device, memory_format=torch.channels_last)
         self.encoder.precision = pick_precision(c.precision, device)
         self.network = torch.compile(self.encoder) if c.compile else self.encoder
-        rows = min(c.window, count) or count  # W, or all N
+        rows = c.rows(count)  # W, or all N
         settings = c.bank_momentum, c.bank_update, c.temperature
         self.bank = (bank or MemoryBank(rows, c.dim, *settings, window=rows < count)).to(device)
         self.negatives = c.negatives if c.negatives < rows - c.batch_size else 0  # K, or 0 for all
@@ -226,7 +220,7 @@ def train(
     run, stop = build(config, count, device), stop or SignalCatcher()
     with journal(config, run, count, resume) as log, stop:
         run.encoder.train()
-        per_pass = (min(config.window, count) or count) // batch  # a pass's last images wait
+        per_pass = config.rows(count) // batch  # a pass's last images wait
         passes = windows(count, config.window, min(config.visits, config.epochs), config.seed, log.step // per_pass)
         while log.step < log.total and not stop.signal:
             number, images, entering = next(passes)

@@ -3,6 +3,7 @@
     python -m lab.bench overhead    a whole step, and its backbone and projector alone
     python -m lab.bench input       the batched augmentation, and torchvision in a DataLoader
     python -m lab.bench bank        losses and update against N, whole and streamed: time, memory
+    python -m lab.bench window      a pass over a window of images against N: time, memory
     python -m lab.bench field       a whole step, and a step of SimCLR, SimSiam, BYOL and MoCo
                                     (needs requirements-bench.txt)
     python -m lab.bench overhead --device cuda --results overhead.json
@@ -22,7 +23,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from data import Augment, Batch
+from data import Augment, Batch, shuffled, windows
 from lab.measure import in_turn, median, peak_memory, ratio
 from lab.train import LabConfig, build
 from plumbing.command_line import Parser, UserError, check_device, command
@@ -97,7 +98,7 @@ def shrink(config: Config, scale: float) -> Config:
     if scale == 1:
         return config
     small = {"arch": "resnet10", "width": 8, "size": 16, "hidden": 32, "dim": 16, "batch_size": 16}
-    return replace(config, **small, negatives=min(config.negatives, 32))
+    return replace(config, **small, negatives=min(config.negatives, 32), window=min(config.window, 64))
 
 
 # -------------------------------------------------------------------------------------------- input
@@ -182,6 +183,57 @@ def bank(device: torch.device, repeats: int, scale: float, dim: int = 128, batch
     return {"ratio": max(row["ratio"] for row in rows.values()), "rows": rows}
 
 
+# ------------------------------------------------------------------------------------------- window
+
+
+class Repeated(Images):
+    """A few images that stand for any number: image i has the pixels of image i mod their count."""
+
+    def batches(self, order: torch.Tensor, batch_size: int, device: torch.device):
+        indices = order.tensor_split(max(1, len(order) // batch_size))  # as the pixels are
+        for (pixels, _), index in zip(super().batches(order % len(self), batch_size, device), indices):
+            yield pixels, index.to(device)
+
+
+def window(device: torch.device, repeats: int, scale: float) -> dict:
+    """A pass over a window of images, its entry and its steps, against N.
+
+    ratio is the slowest N's time over the fastest's. "bank" and "order of visits" are what a run
+    keeps in memory, "pass" the peak of what a pass makes.
+    """
+    config = Config(device=device.type, width=16, dim=256, hidden=512, negatives=0, optimizer="muon", window=1024)
+    config = shrink(replace(config, lr=0.05, temperature=0.1, bank_momentum=0.5), scale)
+    stored, calls = noise(1024), {}
+    images, runs = Repeated(stored.pixels.to(device), labels=stored.labels, side=stored.side), {}
+    for count in (10**5, 10**6, 10**7):
+        run = runs[count] = Pretraining(config, count, device)
+        run.encoder.train()
+        calls[f"N = {count}"] = pass_of(run, images, windows(count, config.window, config.visits, 0))
+    seconds = in_turn(calls, device, repeats)
+    rows, fastest = {}, min(seconds, key=lambda name: statistics.median(seconds[name]))
+    for count, (name, call) in zip(runs, calls.items()):
+        rows[name] = ratio(seconds, name, fastest) | {"s": median(seconds[name])}
+        kept = {"bank": runs[count].bank.weight, "order of visits": torch.empty(count, dtype=torch.long, device="meta")}
+        rows[name] |= {f"{key}, MiB": round(x.numel() * x.element_size() / 2**20, 1) for key, x in kept.items()}
+        rows[name]["pass, MiB"] = round(peak_memory(call, device))
+    return {"ratio": max(row["ratio"] for row in rows.values()), "rows": rows}
+
+
+def pass_of(run: Pretraining, images: Images, passes):
+    """A call that trains on the next pass: the images that enter, then every step."""
+    number, members, _ = next(passes)
+    run.enter(images, members)
+
+    def call():
+        number, members, entering = next(passes)
+        run.enter(images, entering)
+        order = shuffled(members, "epoch", number)
+        for pixels, index in images.batches(order, run.config.batch_size, run.device):
+            run.step(pixels, index, run.config.lr)
+
+    return call
+
+
 # -------------------------------------------------------------------------------------------- field
 
 
@@ -236,7 +288,7 @@ def calls_of(run, images: Images, count: int):
 
 # ------------------------------------------------------------------------------------- command line
 
-BENCHMARKS = {"overhead": overhead, "input": input_pipeline, "bank": bank, "field": field}
+BENCHMARKS = {"overhead": overhead, "input": input_pipeline, "bank": bank, "window": window, "field": field}
 
 
 def table(result: dict) -> str:

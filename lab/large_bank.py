@@ -205,11 +205,7 @@ class LargeBank(MemoryBank):
                 place = place[(place >= 0) & (place < len(self.rows))]
             yield place, (self.rows.start + place[:, None] == index).to(z.dtype)
         elif log_total is None:
-            similarity = self.similarity(z, columns) if similarity is None else similarity.detach()
-            target = self.locate(index, columns) if target is None else target
-            pull = (similarity.to(z.dtype) / self.temperature).softmax(1).neg_()  # (B, M)
-            one = torch.ones_like(pull[:, :1])
-            pull = pull.scatter_add_(1, target[:, None], one) if target.ndim == 1 else pull + target
+            columns, pull = self._pull(z, index, similarity, columns, target)
             yield slice(None) if columns is None else columns, pull.T
         else:
             for start in range(0, len(self.weight), chunk):

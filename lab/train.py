@@ -99,7 +99,7 @@ def started(config: LabConfig, count: int, device: torch.device):
 
 def samples(config: LabConfig, count: int) -> bool:
     """Whether a step samples negatives: there are more than K other rows."""
-    return 0 < config.negatives < (min(config.window, count) or count) - config.batch_size
+    return 0 < config.negatives < config.rows(count) - config.batch_size
 
 
 def streams(config: LabConfig, count: int) -> bool:

@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import sys
-from dataclasses import field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from plumbing.devices import pick_device
@@ -69,11 +69,26 @@ def check_bounds(config) -> None:
             raise UserError(f"{name} {words}, not {value}")
 
 
+@dataclass
 class Settings:
     """What the settings of all runs share; subclasses are dataclasses of `option` fields."""
 
+    out: str = option("", "folder of the run (empty: runs/<dataset>)", free=True)
+    knn_every: int = option(5, "epochs between looks at the kNN accuracy (0: never)", at_least=0, free=True)
+    save_every: int = option(1, "epochs between checkpoints; one more when the run ends", above=0, free=True)
+    device: str = option("auto", "auto, cpu, cuda or mps", free=True)
+    precision: str = option("auto", "numbers that the network computes in", ("auto", "fp32", "bf16"))
+    compile: bool = option(False, "compile the encoder with torch.compile", free=True)
+    workers: int = option(2, "processes that decode images which do not fit in memory", at_least=0, free=True)
+    cache_gb: float = option(4.0, "decoded images up to this size stay in memory, GB", above=0, free=True)
+    cache_dir: str = option("runs/decoded", "where decoded folders are kept (empty: nowhere)", free=True)
+
     def folder(self) -> Path:
         return Path(self.out or f"runs/{self.dataset}")
+
+    def rows(self, count: int) -> int:
+        """The images of count that train at a time and have rows in the bank: W, or all N."""
+        return min(self.window, count) or count
 
     def check(self) -> None:
         """Raises UserError, naming the flag, for values that no dataset could make right."""
@@ -102,7 +117,8 @@ def check_device(name: str) -> None:
 
 def add_settings(parser: argparse.ArgumentParser, config_class) -> None:
     """A flag for every field of config_class; what is not given stays out of the result."""
-    for f in fields(config_class):
+    shared = {f.name for f in fields(Settings)}
+    for f in sorted(fields(config_class), key=lambda f: f.name in shared):  # these come last in --help
         extra = {"type": type(f.default), "metavar": f.name.upper()}
         if isinstance(f.default, bool):
             extra = {"action": argparse.BooleanOptionalAction}

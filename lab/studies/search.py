@@ -19,33 +19,34 @@ from lab.train import LabConfig
 CENTRE = "the centre"
 EPOCHS = {"demo": 4, "cpu": 36, "paper": 200}
 SETTINGS = dict(  # of the centre: the second round's prototype
-    dim=512, hidden=512, negatives=0, optimizer="muon", lr=0.05, muon_momentum=0.6, weight_decay=0.0, warmup=2.0,
+    dim=512, hidden=512, negatives=0, optimizer="muon", lr=0.05, muon_momentum=0.6, weight_decay=0.3, warmup=2.0,
     temperature=0.1, bank_momentum=0.5, window=1024, visits=8, crop_min=0.2,
 )  # fmt: skip
 CHANGES = {
     CENTRE: {},
-    "weight decay 0.3": dict(weight_decay=0.3),
+    "no weight decay": dict(weight_decay=0.0),
+    "weight decay 1": dict(weight_decay=1.0),
     "crops from 0.1 of the image": dict(crop_min=0.1),
-    "16 visits": dict(visits=16),
-    "τ = 0.15": dict(temperature=0.15),
+    "D = 256": dict(dim=256),
     "batch 256, rate 0.07": dict(batch_size=256, lr=0.07),
-    "window of 512": dict(window=512),
-    "window of 2 048": dict(window=2048),
+    "τ = 0.15": dict(temperature=0.15),
+    "16 visits": dict(visits=16),
     "rate 0.03": dict(lr=0.03),
     "rate 0.08": dict(lr=0.08),
-    "τ = 0.2 and λ = 20": dict(temperature=0.2, lam=20.0),
     "m = 0.75": dict(bank_momentum=0.75),
-    "m = 0.25": dict(bank_momentum=0.25),
-    "Muon's momentum 0.8": dict(muon_momentum=0.8),
+    "window of 512": dict(window=512),
+    "window of 2 048": dict(window=2048),
     "jitter 0.6, grey 0.3": dict(jitter=0.6, gray=0.3),
     "CutMix": dict(cutmix=0.5),
-    "D = 256": dict(dim=256),
-    "D = 2 048, hidden 2 048": dict(dim=2048, hidden=2048),
     "three layers in the projector": dict(layers=3),
-    "4 visits": dict(visits=4),
     "every image in the bank": dict(window=0),
     "SGD": dict(optimizer="sgd", lr=0.1, weight_decay=1e-4),
     "SGD, every image in the bank": dict(optimizer="sgd", lr=0.1, weight_decay=1e-4, window=0),
+    "τ = 0.2 and λ = 20": dict(temperature=0.2, lam=20.0),
+    "m = 0.25": dict(bank_momentum=0.25),
+    "Muon's momentum 0.8": dict(muon_momentum=0.8),
+    "D = 2 048, hidden 2 048": dict(dim=2048, hidden=2048),
+    "4 visits": dict(visits=4),
 }
 
 
@@ -55,7 +56,7 @@ def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
     if scale == "demo":
         centre = replace(centre, dim=64, hidden=128, window=256, warmup=1.0)
     if scale == "paper":
-        centre = replace(centre, weight_decay=0.3, window=4096)
+        centre = replace(centre, window=4096)
     rows = {name: replace(centre, **change) for name, change in CHANGES.items()}
     return {name: config for name, config in rows.items() if name == CENTRE or config != centre}
 

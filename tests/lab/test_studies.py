@@ -1,6 +1,7 @@
 """lab/studies: every point can be run, pictures are drawn, titles say what the figures say."""
 
 import pytest
+import torch
 from invented import invented, lab, points_can_be_run
 
 from figures import field, fig3_convergence, fig5_lambda, plots
@@ -9,6 +10,7 @@ from lab import bench
 from lab.studies import (
     bank_spectrum,
     cheaper_bank,
+    cures,
     data_efficiency,
     field_ideas,
     field_lr,
@@ -18,6 +20,8 @@ from lab.studies import (
     negatives,
     paper_scale,
     recipe,
+    search,
+    spectrum,
     speed,
     sqrtkl_where,
     transfer,
@@ -29,7 +33,7 @@ from train import load_dataset
 
 STUDIES = (
     ingredients, sqrtkl_where, bank_spectrum, recipe, negatives, cheaper_bank, field_lr, field_ideas, growing_views,
-    data_efficiency, model_efficiency, transfer, paper_scale,
+    data_efficiency, model_efficiency, transfer, paper_scale, search, cures, spectrum,
 )  # fmt: skip
 TWICE = {fig5_lambda.name("T = 1", 0), fig3_convergence.WITHOUT}  # the same run in the bank's picture at paper scale
 
@@ -64,6 +68,11 @@ def titles(monkeypatch):
         (
             bank_spectrum, [],
             "84 under the corrected rule, 84 under NPID's\nwith SqrtKL (λ = 20, T = 1) it ends at 70, without at 70",
+        ),
+        (search, ["16 visits"], "at most +10.0 ± 0.8\nwith 16 visits"),
+        (
+            cures, ["windows", "corrected rule + windows"],
+            "alone: corrected rule +0.0, SqrtKL +0.0, windows +10.0; all three +0.0",
         ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -179,3 +188,26 @@ def test_the_picture_of_speed_is_drawn_from_what_bench_writes(tmp_path, capsys):
         assert f"python -m lab.bench {name} --device cpu --results" in error
         (tmp_path / f"{name}-cpu.json").write_text((tmp_path / "overhead-cpu.json").read_text())
     assert not (tmp_path / "y.png").exists()
+
+
+def test_the_effective_rank_counts_directions():
+    one = spectrum.shape_of(torch.outer(torch.randn(6), torch.randn(9)))
+    assert one["rank"] == pytest.approx(1, abs=0.01) and one["full"] == 6
+    even = spectrum.shape_of(torch.eye(6, 9).reshape(6, 1, 3, 3))
+    assert even["rank"] == pytest.approx(6, abs=0.01) and set(even["values"]) == {1.0}
+
+
+def test_what_sgd_and_muon_move_is_measured_drawn_and_tabled(tiny, titles, tmp_path):
+    rows = {"SGD": tiny(epochs=1), "Muon": tiny(epochs=1, optimizer="muon", out=str(tmp_path / "muon"))}
+    runs = []
+    for name, config in rows.items():
+        checkpoint = read_checkpoint(train(lab(config))["out"])
+        final = spectrum.measure(checkpoint, load_dataset(config))
+        runs.append({"name": name, "seed": 0, "final": final, "config": vars(config), "hardware": "x"})
+    for matrix in runs[0]["final"]["matrices"]:
+        assert (
+            runs[1]["final"]["matrices"][matrix]["step"]["rank"] > runs[0]["final"]["matrices"][matrix]["step"]["rank"]
+        )
+    spectrum.draw(runs, tmp_path / "x.png")
+    assert "SGD" in titles[0] and "Muon" in titles[0]
+    assert len(spectrum.table(runs).splitlines()) == 2 + len(runs[0]["final"]["matrices"])
