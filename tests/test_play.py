@@ -149,7 +149,7 @@ def test_both_rules_are_those_of_the_bank(answers, rule):
 
 
 def best_temperature(s, target, rows, loss) -> float:
-    """The tau' in [0.01, 10] at which the gradient of nce, as a sum of rows, is nearest to loss's."""
+    """The tau' in [0.01, 10] whose gradient of nce, as a sum of rows, is nearest to loss's."""
 
     def direction(value):
         return F.normalize(torch.autograd.grad(value, s, retain_graph=True)[0][0] @ rows, dim=0)
@@ -167,7 +167,7 @@ def best_temperature(s, target, rows, loss) -> float:
 @needs_node
 def test_the_best_temperature_is_what_a_search_with_autograd_finds(answers):
     inside = 0
-    for case, answer in list(pairs(answers))[::2]:
+    for case, answer in list(pairs(answers))[::3]:
         s, target = (case["z"][:1] @ case["W"].T).requires_grad_(), case["y"][:1]
         loss = nce(s, target, case["tau"]) + case["lam"] * sqrt_kl(s, case["T"])
         for name, rows in (("tauAtView", case["W"]), ("tauByRow", torch.eye(len(case["W"]), dtype=torch.float64))):
