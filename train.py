@@ -90,8 +90,9 @@ RECIPES = {
     "demo": dict(width=16, dim=256, hidden=512, negatives=0, epochs=12, knn_every=3),
     "released": dict(
         arch="resnet18", size=32, layers=3, hidden=2048, dim=2048, temperature=0.2, bank_momentum=0.5,
-        bank_init="forward", bank_update="npid", negatives=10_000, lam=20.0, kl_temperature=1.0, cutmix=0.5,
-        epochs=200, batch_size=512, lr=1.0, sgd_momentum=0.9, weight_decay=1e-4, warmup=0.0,
+        bank_init="forward", bank_update="npid", negatives=10_000, lam=20.0, kl_temperature=1.0, crop_min=0.2,
+        jitter=0.4, cutmix=0.5, window=0, epochs=200, batch_size=512, optimizer="sgd", lr=1.0, sgd_momentum=0.9,
+        weight_decay=1e-4, warmup=0.0,
     ),
     "gpu": dict(
         dataset="cifar10", arch="resnet18", size=32, negatives=10_000, epochs=200, batch_size=512, lr=0.4,

@@ -40,30 +40,34 @@ def noise(count: int, side: int = 32) -> Images:
     return Images(pixels, labels=torch.zeros(count, dtype=torch.long), side=side)
 
 
-def rows_for(images: Images, count: int) -> torch.Tensor:
-    """Bank rows for images that stand for `count`: distinct, unless the bank has fewer rows."""
+def rows_for(run, images: Images, count: int) -> torch.Tensor:
+    """What the images stand for among `count`: distinct, unless the bank has fewer rows."""
+    if isinstance(run, Pretraining):
+        count = run.bank.size
+        run.bank.enter(torch.arange(count))
     return torch.randperm(max(count, len(images)))[: len(images)] % count
 
 
 # ----------------------------------------------------------------------------------------- overhead
 
+PAPER = dict(arch="resnet18", size=32, hidden=2048, batch_size=256, optimizer="sgd", window=0)
 CASES = {  # settings, N, then the goal on a CPU and on a GPU
     "resnet18, D = 128, N = 50 000": (
-        Config(arch="resnet18", size=32, dim=128, batch_size=256, negatives=0), 50_000, 1.10, 1.15,
+        PAPER | dict(dim=128), 50_000, 1.10, 1.15,
     ),
     "resnet18, D = 2048, N = 50 000, K = 10 000": (
-        Config(arch="resnet18", size=32, dim=2048, batch_size=256, negatives=10_000), 50_000, 1.25, 1.25,
+        PAPER | dict(dim=2048, negatives=10_000), 50_000, 1.25, 1.25,
     ),
-    "the default recipe, N = 5 000": (Config(), 5_000, 1.15, 1.15),
+    "the default recipe, N = 5 000": ({}, 5_000, 1.15, 1.15),
 }  # fmt: skip
 
 
 def whole_and_bare(config: Config, count: int, device: torch.device):
-    """Two calls: a whole step, and forward, backward and SGD of the same network alone."""
+    """Two calls: a whole step, and forward, backward and optimiser of the same network alone."""
     run = Pretraining(config, count, device)
     bare = Pretraining(config, 1, device)
     images = noise(max(1024, config.batch_size)).to(device)
-    rows = rows_for(images, count).to(device)
+    rows = rows_for(run, images, count).to(device)
     run.encoder.train(), bare.encoder.train()
     ready = whole_image(images.pixels[: config.batch_size].to(device), config.size)
     direction = F.normalize(torch.randn(config.batch_size, config.dim, device=device), dim=1)
@@ -83,8 +87,8 @@ def whole_and_bare(config: Config, count: int, device: torch.device):
 
 def overhead(device: torch.device, repeats: int, scale: float) -> dict:
     rows = {}
-    for name, (config, count, on_cpu, on_gpu) in CASES.items():
-        config = shrink(replace(config, device=device.type), scale)
+    for name, (settings, count, on_cpu, on_gpu) in CASES.items():
+        config = shrink(Config(**settings, device=device.type), scale)
         count = max(2 * config.batch_size + config.negatives, int(count * scale))
         whole_step, bare_step = whole_and_bare(config, count, device)
         seconds = in_turn({"whole": whole_step, "bare": bare_step}, device, repeats)
@@ -152,7 +156,7 @@ def bank_calls(count: int, dim: int, batch: int, device: torch.device):
 
     The first holds the similarities (B, N), the second streams the bank in chunks.
     """
-    config = LabConfig(width=8, size=16, hidden=32, dim=dim, batch_size=batch, negatives=0, precision="fp32")
+    config = LabConfig(width=8, size=16, hidden=32, dim=dim, batch_size=batch, window=0, precision="fp32")
     direct, streamed = Pretraining(config, count, device), build(replace(config, similarity_gb=1e-9), count, device)
     streamed.bank.weight = direct.bank.weight
     z = F.normalize(torch.randn(batch, dim, device=device), dim=1).requires_grad_()
@@ -201,8 +205,8 @@ def window(device: torch.device, repeats: int, scale: float) -> dict:
     ratio is the slowest N's time over the fastest's. "bank" and "order of visits" are what a run
     keeps in memory, "pass" the peak of what a pass makes.
     """
-    config = Config(device=device.type, width=16, dim=256, hidden=512, negatives=0, optimizer="muon", window=1024)
-    config = shrink(replace(config, lr=0.05, temperature=0.1, bank_momentum=0.5), scale)
+    settings = dict(width=16, dim=512, hidden=512, negatives=0, optimizer="muon", lr=0.05, window=1024)
+    config = shrink(Config(**settings, device=device.type), scale)
     stored, calls = noise(1024), {}
     images, runs = Repeated(stored.pixels.to(device), labels=stored.labels, side=stored.side), {}
     for count in (10**5, 10**6, 10**7):
@@ -266,7 +270,7 @@ def field(device: torch.device, repeats: int, scale: float) -> dict:
 
 def calls_of(run, images: Images, count: int):
     """Two calls: a whole step, and its forward pass alone."""
-    c, rows = run.config, rows_for(images, count).to(run.device)
+    c, rows = run.config, rows_for(run, images, count).to(run.device)
     run.encoder.train()
 
     def batch():

@@ -60,9 +60,10 @@ class LabConfig(Config):
             raise UserError(f"--cutmix mixes single views: leave it out or --views {self.views}")
         if self.drop_last_stage and self.arch not in RESNETS:
             raise UserError(f"--drop-last-stage is an option of {', '.join(RESNETS)}, not of {self.arch}")
-        if self.window and (self.bank_dtype != "fp32" or self.shard_bank or self.bank_init == "carry"):
-            large = "--bank-dtype bf16, --shard-bank and --bank-init carry"
-            raise UserError(f"--window: {large} are for a bank of all images, leave them out")
+        large = {"--bank-dtype": self.bank_dtype != "fp32", "--shard-bank": self.shard_bank}
+        for name, on in (large | {"--bank-init carry": self.bank_init == "carry"}).items():
+            if on and self.window:
+                raise UserError(f"{name} is for a bank of all images: add --window 0")
         if self.bank_init == "carry" and not (self.init_from and self.method == "ours"):
             raise UserError("--bank-init carry takes the bank of the run that --init-from names, with --method ours")
 

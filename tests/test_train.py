@@ -64,7 +64,7 @@ def test_a_run_learns_and_leaves_its_folder(tiny):
 
 def test_one_step_is_loss_backward_sgd_then_bank(tiny):
     """The step against the same step written out: which z, P and rows are used, in which order."""
-    config = tiny(lam=2.0, temperature=0.1, lr=0.1, weight_decay=0.0, sgd_momentum=0.0)
+    config = tiny(lam=2.0, optimizer="sgd", temperature=0.1, lr=0.1, weight_decay=0.0, sgd_momentum=0.0)
     run, twin = (Pretraining(config, 96, torch.device("cpu")) for _ in range(2))
     pixels = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
     index = torch.arange(16) * 3

@@ -140,7 +140,9 @@ def test_a_single_view_is_the_step_of_the_core(lab_config):
 @pytest.mark.parametrize("rule", ["corrected", "npid"])
 @pytest.mark.parametrize("name", MANY)
 def test_losses_and_bank_are_the_weighted_sums_over_crops(lab_config, name, rule):
-    config = lab_config(views=name, lam=2.0, temperature=0.1, weight_decay=0.0, sgd_momentum=0.0, bank_update=rule)
+    config = lab_config(
+        views=name, lam=2.0, temperature=0.1, weight_decay=0.0, optimizer="sgd", sgd_momentum=0.0, bank_update=rule
+    )
     run, twin = build(config, 96, CPU), build(config, 96, CPU)
     images, index = pixels(), torch.arange(16) * 3
     torch.manual_seed(5)

@@ -87,7 +87,7 @@ STEPS = {
 
 
 def lab_config(tiny, **options) -> LabConfig:
-    return LabConfig(**(asdict(tiny()) | options))
+    return LabConfig(**(asdict(tiny(window=0)) | options))
 
 
 def epoch_of(config, device):

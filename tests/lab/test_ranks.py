@@ -84,7 +84,7 @@ def workers(parent: int) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes by Linux's /proc")
 def test_a_process_that_dies_ends_the_run_and_another_number_of_them_goes_on(flags, tmp_path):
-    line = ["-m", "lab.train", *flags(epochs=500, knn_every=0, subset=32), "--shard-bank"]
+    line = ["-m", "lab.train", *flags(epochs=500, knn_every=0, subset=32, window=0), "--shard-bank"]
     metrics = tmp_path / "run" / "metrics.jsonl"
     with subprocess.Popen([*TORCHRUN, *line], env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         started = time.monotonic()
