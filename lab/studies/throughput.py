@@ -46,7 +46,7 @@ def epoch_of(config: LabConfig, device: torch.device, steps: int, scale: float):
     """A call that makes `steps` steps in a row."""
     count = max(2 * config.batch_size + config.negatives, int(COUNT * scale))
     run, images = build(config, count, device), noise(steps * config.batch_size).to(device)
-    places = rows_for(images, count).to(device)
+    places = rows_for(run, images, count).to(device)
     run.encoder.train()
 
     def epoch():
