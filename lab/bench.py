@@ -52,14 +52,10 @@ def rows_for(run, images: Images, count: int) -> torch.Tensor:
 
 PAPER = dict(arch="resnet18", size=32, hidden=2048, batch_size=256, optimizer="sgd", window=0)
 CASES = {  # settings, N, then the goal on a CPU and on a GPU
-    "resnet18, D = 128, N = 50 000": (
-        PAPER | dict(dim=128), 50_000, 1.10, 1.15,
-    ),
-    "resnet18, D = 2048, N = 50 000, K = 10 000": (
-        PAPER | dict(dim=2048, negatives=10_000), 50_000, 1.25, 1.25,
-    ),
+    "resnet18, D = 128, N = 50 000": (PAPER | dict(dim=128, negatives=0), 50_000, 1.10, 1.15),
+    "resnet18, D = 2048, N = 50 000, K = 10 000": (PAPER | dict(dim=2048, negatives=10_000), 50_000, 1.25, 1.25),
     "the default recipe, N = 5 000": ({}, 5_000, 1.15, 1.15),
-}  # fmt: skip
+}
 
 
 def whole_and_bare(config: Config, count: int, device: torch.device):
@@ -156,7 +152,8 @@ def bank_calls(count: int, dim: int, batch: int, device: torch.device):
 
     The first holds the similarities (B, N), the second streams the bank in chunks.
     """
-    config = LabConfig(width=8, size=16, hidden=32, dim=dim, batch_size=batch, window=0, precision="fp32")
+    whole = dict(negatives=0, window=0, precision="fp32")
+    config = LabConfig(width=8, size=16, hidden=32, dim=dim, batch_size=batch, **whole)
     direct, streamed = Pretraining(config, count, device), build(replace(config, similarity_gb=1e-9), count, device)
     streamed.bank.weight = direct.bank.weight
     z = F.normalize(torch.randn(batch, dim, device=device), dim=1).requires_grad_()
@@ -203,22 +200,22 @@ def window(device: torch.device, repeats: int, scale: float) -> dict:
     """A pass over a window of images, its entry and its steps, against N.
 
     ratio is the slowest N's time over the fastest's. "bank" and "order of visits" are what a run
-    keeps in memory, "pass" the peak of what a pass makes.
+    keeps in memory, "pass" the peak of what a pass makes. The order of visits is counted, not
+    measured: 8 bytes per image, for which `windows` needs twice as much after the first N visits.
     """
     settings = dict(width=16, dim=512, hidden=512, negatives=0, optimizer="muon", lr=0.05, window=1024)
     config = shrink(Config(**settings, device=device.type), scale)
-    stored, calls = noise(1024), {}
-    images, runs = Repeated(stored.pixels.to(device), labels=stored.labels, side=stored.side), {}
+    images, calls, kept = Repeated(**vars(noise(1024).to(device))), {}, {}
     for count in (10**5, 10**6, 10**7):
-        run = runs[count] = Pretraining(config, count, device)
+        run, name = Pretraining(config, count, device), f"N = {count}"
         run.encoder.train()
-        calls[f"N = {count}"] = pass_of(run, images, windows(count, config.window, config.visits, 0))
+        calls[name] = pass_of(run, images, windows(count, config.window, config.visits, 0))
+        kept[name] = {"bank, MiB": run.bank.weight.nbytes, "order of visits, MiB": 8 * count}
     seconds = in_turn(calls, device, repeats)
     rows, fastest = {}, min(seconds, key=lambda name: statistics.median(seconds[name]))
-    for count, (name, call) in zip(runs, calls.items()):
+    for name, call in calls.items():
         rows[name] = ratio(seconds, name, fastest) | {"s": median(seconds[name])}
-        kept = {"bank": runs[count].bank.weight, "order of visits": torch.empty(count, dtype=torch.long, device="meta")}
-        rows[name] |= {f"{key}, MiB": round(x.numel() * x.element_size() / 2**20, 1) for key, x in kept.items()}
+        rows[name] |= {key: round(size / 2**20, 1) for key, size in kept[name].items()}
         rows[name]["pass, MiB"] = round(peak_memory(call, device))
     return {"ratio": max(row["ratio"] for row in rows.values()), "rows": rows}
 

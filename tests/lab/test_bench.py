@@ -35,6 +35,12 @@ def test_the_bank_at_a_small_scale_has_few_rows(monkeypatch):
     assert list(rows) == ["N = 1000", "N = 1281"]
 
 
+def test_the_bank_is_measured_with_all_of_its_rows_held_and_streamed():
+    calls = bench.bank_calls(60_000, 4, 16, torch.device("cpu"))
+    held, streamed = (measure.peak_memory(call, torch.device("cpu")) for call in calls)
+    assert held > 16 * 60_000 * 4 / 2**20 and streamed < held / 2, "similarities (B, N) in float32"
+
+
 def test_what_is_timed_is_timed_in_turn():
     seen = []
     calls = {name: lambda name=name: seen.append(name) for name in ("a", "b")}
