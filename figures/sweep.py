@@ -38,7 +38,7 @@ from lab.train import LabConfig, build, train
 from plumbing.command_line import Parser, UserError, command
 from plumbing.devices import hardware, pick_device, pick_precision
 from plumbing.files import Dataset
-from plumbing.runs import read_checkpoint, replacing, save_text
+from plumbing.runs import BEFORE, read_checkpoint, replacing, save_text
 from train import RECIPES, load_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,11 +46,11 @@ RESULTS = ROOT / "figures" / "results"
 
 # The settings that the first round of measurements started from, at their values of that time:
 # today's defaults may differ. A stored run that lacks one of them was made with this value.
-ROUND_ONE = dict(
+ROUND_ONE = BEFORE | dict(
     arch="resnet10", width=0, size=24, eval_size=0, layers=2, hidden=2048, dim=2048, temperature=0.07,
     bank_momentum=0.75, bank_init="forward", bank_update="corrected", negatives=1000, lam=0.0, kl_temperature=1.0,
     crop_min=0.2, jitter=0.4, jitter_p=0.8, gray=0.2, blur=0.0, cutmix=0.0, epochs=36, batch_size=128, lr=0.1,
-    sgd_momentum=0.9, weight_decay=1e-4, warmup=2.0, optimizer="sgd", muon_momentum=0.6, window=0, visits=8,
+    sgd_momentum=0.9, weight_decay=1e-4, warmup=2.0,
 )  # fmt: skip
 SCALES = {
     "demo": ROUND_ONE | dict(

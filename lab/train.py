@@ -60,8 +60,9 @@ class LabConfig(Config):
             raise UserError(f"--cutmix mixes single views: leave it out or --views {self.views}")
         if self.drop_last_stage and self.arch not in RESNETS:
             raise UserError(f"--drop-last-stage is an option of {', '.join(RESNETS)}, not of {self.arch}")
-        large = {"--bank-dtype": self.bank_dtype != "fp32", "--shard-bank": self.shard_bank}
-        for name, on in (large | {"--bank-init carry": self.bank_init == "carry"}).items():
+        whole = {"--shard-bank": self.shard_bank, "--bank-dtype bf16": self.bank_dtype == "bf16"}
+        whole["--bank-init carry"] = self.bank_init == "carry"
+        for name, on in whole.items():
             if on and self.window:
                 raise UserError(f"{name} is for a bank of all images: add --window 0")
         if self.bank_init == "carry" and not (self.init_from and self.method == "ours"):

@@ -87,12 +87,12 @@ _OFF = {
 
 
 # What runs had before these settings existed.
-_BEFORE = {"optimizer": "sgd", "muon_momentum": 0.6, "window": 0, "visits": 8}
+BEFORE = {"optimizer": "sgd", "muon_momentum": 0.6, "window": 0, "visits": 8}
 
 
 def migrate_config(config: dict) -> dict:
     """A stored configuration under today's names, with every setting that came later."""
-    config = _BEFORE | config
+    config = BEFORE | config
     if "momentum" not in config:
         return config
     config = {name: value for name, value in config.items() if name not in _OFF or value != _OFF[name]}

@@ -376,6 +376,15 @@ def test_a_configuration_of_today_is_not_migrated():
     assert migrate_config(config) == config
 
 
+def test_a_configuration_from_before_windows_and_muon_has_neither():
+    config = asdict(Config())
+    for name in ("optimizer", "muon_momentum", "window", "visits"):
+        del config[name]
+    migrated = migrate_config(config)
+    assert migrated.keys() == asdict(Config()).keys()
+    assert (migrated["optimizer"], migrated["window"]) == ("sgd", 0)
+
+
 @pytest.mark.parametrize("setting", [{"views": "sslight"}, {"method": "simclr"}, {"power": 0.3}, {"shard_bank": True}])
 def test_a_run_of_lab_train_is_refused_with_the_program_that_knows_it(tiny, capsys, setting):
     """Settings that the core does not know, in an older run and in a newer run of lab.train."""

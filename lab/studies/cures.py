@@ -30,7 +30,7 @@ def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
     settings = replace(settings, subset=0 if scale == "cpu" else base.subset, holdout=0, temperature=0.2)
     settings = replace(settings, epochs=LENGTHS[scale], negatives=0 if scale == "demo" else 4096)
     if scale == "cpu":
-        settings = replace(settings, batch_size=256, lr=0.07)
+        settings = replace(settings, **search.LARGE_BATCH)
     cures = {
         "corrected rule": dict(bank_update="corrected"),
         "SqrtKL": dict(lam=20.0),

@@ -46,16 +46,23 @@ def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
             size_start=even(1 / 2), epochs=round(1.4 * epochs)
         ),
     }
-    rows = {name: replace(base, **change) for name, change in changes.items()}
-    return {name: config for name, config in rows.items() if name == "the default" or config != base}
+    return changed(base, changes)
+
+
+def changed(base: LabConfig, changes: dict[str, dict]) -> dict[str, LabConfig]:
+    """base with each of the changes; the first is none, others that change nothing are left out."""
+    first, rows = next(iter(changes)), {name: replace(base, **change) for name, change in changes.items()}
+    return {name: config for name, config in rows.items() if name == first or config != base}
 
 
 def draw(runs: list[dict], path) -> None:
     names = list(dict.fromkeys(run["name"] for run in runs))
     gains = {name: plots.change(runs, name, names[0], "linear") for name in names[1:]}
     best = max(gains, key=lambda name: gains[name][0])
-    words = "Linear probe on held-out images, less the default's: at most {:+.1f} ± {:.1f}".format(*gains[best])
-    plots.bars(path, runs, names, f"{words}\nwith {best}")
+    gain, error = gains[best]
+    words = f"{gain:+.1f}" + (f" ± {error:.1f}" if error else "")  # one seed has no spread
+    title = f"Linear probe on held-out images, less {names[0]}'s: at most {words}\nwith {best}"
+    plots.bars(path, runs, names, title)
 
 
 def table(runs: list[dict]) -> str:

@@ -5,8 +5,9 @@
 
 Both runs are rows of lab/studies/search.py. For every weight matrix (a convolution's is (out, in k
 k)) the study takes the singular values of two things: of the last step, and of the whole way from
-the first weights to the last. The effective rank is exp of the entropy of the squared singular
-values' shares: the number of directions, if all were equally long.
+the first weights to the last. The last step is that of the momentum buffer; Muon's step also looks
+ahead along the last gradient, which no checkpoint holds. The effective rank is exp of the entropy
+of the squared singular values' shares: the number of directions, if all were equally long.
 """
 
 import sys
@@ -21,7 +22,7 @@ from lab.backbones import encoder_of
 from lab.studies import search
 from lab.train import LabConfig
 from plumbing.files import Dataset
-from plumbing.optimizer import orthogonalise
+from plumbing.optimizer import optimizer_of, orthogonalise
 
 SHOWN = 40  # singular values kept per matrix
 
@@ -42,20 +43,17 @@ def shape_of(matrix: torch.Tensor) -> dict:
 
 def measure(checkpoint: dict, dataset: Dataset) -> dict:
     """Accuracies, and per weight matrix the shapes of the last step and of the whole way."""
-    config = checkpoint["config"]
-    first, last = encoder_of(config).state_dict(), checkpoint["encoder"]
-    buffers = checkpoint["optimizer"]["state"]
-    groups = [i for group in checkpoint["optimizer"]["param_groups"] for i in group["params"]]
-    names = [name for name, _ in encoder_of(config).named_parameters()]
-    if config["optimizer"] == "muon":  # its groups: matrices, then the other parameters
-        names.sort(key=lambda name: last[name].ndim < 2)
-    matrices = {}
-    for i, name in zip(groups, names):
-        if last[name].ndim > 1:
-            step = buffers[i]["momentum_buffer"].flatten(1)
+    config, matrices = checkpoint["config"], {}
+    encoder = encoder_of(config)  # as it was before the first step
+    optimizer = optimizer_of(LabConfig(**config), encoder.parameters())
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    for name, first in encoder.named_parameters():
+        if first.ndim > 1:
+            step = optimizer.state[first]["momentum_buffer"].flatten(1)
             if config["optimizer"] == "muon":
                 step = orthogonalise(step[None])[0]
-            matrices[name] = {"step": shape_of(step), "way": shape_of(last[name] - first[name])}
+            way = checkpoint["encoder"][name] - first.detach()
+            matrices[name] = {"step": shape_of(step), "way": shape_of(way)}
     figures = evaluate(checkpoint, dataset, device=config["device"], controls=False, quiet=True)["trained"]
     return figures | {"matrices": matrices}
 

@@ -11,6 +11,7 @@ import torch
 import train as core
 from lab import train as program
 from lab.train import build, train
+from plumbing.command_line import UserError
 from plumbing.runs import Interrupted, read_checkpoint, save_tensors
 
 
@@ -137,3 +138,12 @@ def test_defaults_are_those_of_the_core(lab_config):
     core_settings, settings = vars(core.Config()), vars(program.LabConfig())
     assert {name: settings[name] for name in core_settings} == core_settings
     assert type(build(program.LabConfig(device="cpu"), 10_000, torch.device("cpu"))).__mro__[1] is core.Pretraining
+
+
+@pytest.mark.parametrize("option", ["--shard-bank", "--bank-dtype bf16", "--bank-init carry"])
+def test_a_bank_of_one_window_is_not_a_large_one(option, lab_config):
+    options = {"--shard-bank": {"shard_bank": True}, "--bank-dtype bf16": {"bank_dtype": "bf16"}}
+    options["--bank-init carry"] = {"bank_init": "carry", "init_from": "x"}
+    lab_config(**options[option]).check()
+    with pytest.raises(UserError, match=f"{option} is for a bank of all images: add --window 0"):
+        lab_config(**options[option], window=32).check()

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 import train as program
 from bank import MemoryBank
-from lab.train import LabConfig, build
+from lab.train import build
 from lab.train import train as train_lab
 from plumbing import devices
 from plumbing.command_line import UserError
@@ -86,10 +86,6 @@ STEPS = {
 }
 
 
-def lab_config(tiny, **options) -> LabConfig:
-    return LabConfig(**(asdict(tiny(window=0)) | options))
-
-
 def epoch_of(config, device):
     """A function that makes the steps of an epoch."""
     if config.method != "ours":
@@ -101,8 +97,8 @@ def epoch_of(config, device):
 
 
 @pytest.mark.parametrize("options", STEPS.values(), ids=STEPS)
-def test_no_step_waits_for_the_device(tiny, meta, options):
-    epoch = epoch_of(lab_config(tiny, **options), META)
+def test_no_step_waits_for_the_device(lab_config, meta, options):
+    epoch = epoch_of(lab_config(**options), META)
     epoch()  # constants are created in the first epoch
     with NoCopies(), NoConstants():
         losses = epoch()
@@ -125,8 +121,8 @@ def test_the_order_of_an_epoch_is_copied_to_the_device_as_a_whole():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("options", STEPS.values(), ids=STEPS)
-def test_no_step_waits_for_a_real_gpu(tiny, options):
-    epoch = epoch_of(lab_config(tiny, **options, precision="bf16"), torch.device("cuda"))
+def test_no_step_waits_for_a_real_gpu(lab_config, options):
+    epoch = epoch_of(lab_config(**options, precision="bf16"), torch.device("cuda"))
     epoch()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -143,8 +139,8 @@ def test_no_step_waits_for_a_real_gpu(tiny, options):
     [{"negatives": 20}, {"negatives": 0}, {"bank_update": "npid", "cutmix": 0.5, "lam": 2.0}, {"similarity_gb": 1e-9}],
     ids=str,
 )
-def test_a_run_without_validation_is_the_run_with_it_to_the_last_bit(tiny, tmp_path, blind, options):
-    config = lab_config(tiny, **options)
+def test_a_run_without_validation_is_the_run_with_it_to_the_last_bit(lab_config, tmp_path, blind, options):
+    config = lab_config(**options)
     train_lab(config)
     blind()
     train_lab(replace(config, out=str(tmp_path / "other")))

@@ -18,18 +18,9 @@ from lab.train import LabConfig, build
 CPU, ROOT = torch.device("cpu"), Path(__file__).parent.parent.parent
 N, B, LR = 60, 16, 0.005
 BASE = dict(
-    negatives=0,
-    window=0,
-    optimizer="sgd",
-    width=8,
-    size=16,
-    dim=16,
-    hidden=32,
-    batch_size=B,
-    temperature=0.1,
-    device="cpu",
-    precision="fp32",
-)
+    negatives=0, window=0, optimizer="sgd", width=8, size=16, dim=16, hidden=32, batch_size=B, temperature=0.1,
+    device="cpu", precision="fp32",
+)  # fmt: skip
 KL, STREAMED, NPID = dict(lam=5.0, kl_temperature=0.1), dict(similarity_gb=1e-9), dict(bank_update="npid")
 SETTINGS = {
     "plain": {},

@@ -1,5 +1,7 @@
 """lab/studies: every point can be run, pictures are drawn, titles say what the figures say."""
 
+import pickle
+
 import pytest
 import torch
 from invented import invented, lab, points_can_be_run
@@ -134,7 +136,8 @@ def test_transfer_probes_every_run_on_every_target(tiny, monkeypatch):
     monkeypatch.setattr(files, "drawn", lambda count, *rest: drawn(count // 50, *rest))
     checkpoint = read_checkpoint(train(config)["out"])
     own, targets = config.dataset, (config.dataset, "shapes")
-    final = transfer.Measure(targets)(checkpoint, load_dataset(config))
+    measure = pickle.loads(pickle.dumps(transfer.Measure(targets)))  # as a sweep's processes get it
+    final = measure(checkpoint, load_dataset(config))
     wanted = {
         f"{who} {key} {t}" for who in ("trained", "untrained", "raw") for key in ("knn", "linear") for t in targets
     }
