@@ -44,7 +44,7 @@ def load(name: str, data_dir="data", size=24, subset=0, holdout=0, cache_gb=4.0,
         dataset = files.folder(Path(data_dir))
     else:
         raise UserError(f"--dataset: unknown {name!r}, choose from {', '.join(DATASETS)}")
-    dataset = files.split(dataset, subset, holdout)
+    dataset = files.split(dataset, subset, holdout, Path(data_dir))
     if dataset.train.pixels is None:
         dataset = files.decode_all(dataset, size, cache_gb, workers, cache_dir)
     return dataset

@@ -82,7 +82,7 @@ def identity(config: dict, seed: int) -> str:
 
 @lru_cache
 def fingerprint(dataset: str, data_dir: str) -> str:
-    """A short hash of a folder of images, by names and sizes of files.
+    """A short hash of a folder of images, by names and sizes of files, and of how parts are chosen.
 
     Empty if the dataset is not a folder, or the folder does not exist.
     """
@@ -90,7 +90,7 @@ def fingerprint(dataset: str, data_dir: str) -> str:
     if dataset != "folder" or not root.is_dir():
         return ""
     files = sorted((str(p.relative_to(root)), p.stat().st_size) for p in root.rglob("*") if p.is_file())
-    return hashlib.blake2s(repr(files).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2s(repr(("subsets by name", files)).encode(), digest_size=8).hexdigest()
 
 
 def read(file: Path) -> list[dict]:

@@ -313,7 +313,11 @@ def _listed(folder: Path, names: list[str]) -> Images:
     return Images(paths=sum(each, []), labels=torch.tensor(labels, dtype=torch.long))
 
 
-def split(dataset: Dataset, subset: int, holdout: int) -> Dataset:
+def split(dataset: Dataset, subset: int, holdout: int, root: Path) -> Dataset:
+    """subset training images (0: all), and holdout others as the test set (0: the test set stays).
+
+    Files under root are chosen by the hash of their names, so that new files move few others.
+    """
     count = len(dataset.train)
     if subset < 0 or holdout < 0 or subset + holdout > count or holdout == count:
         raise UserError(f"--subset {subset} and --holdout {holdout}: the dataset has {count} training images in all")
@@ -321,11 +325,24 @@ def split(dataset: Dataset, subset: int, holdout: int) -> Dataset:
         return dataset
     if holdout and dataset.train is not dataset.labelled:
         raise UserError("--holdout needs labels on the training images, and this dataset has none")
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    order = shuffled_by_name(dataset.train, root)
     train = dataset.train.take(order[: subset or count - holdout])
     labelled = train if dataset.labelled is dataset.train else dataset.labelled
     test = dataset.train.take(order[count - holdout :]) if holdout else dataset.test
     return replace(dataset, train=train, labelled=labelled, test=test)
+
+
+def shuffled_by_name(images: Images, root: Path) -> Tensor:
+    """An order (N,) that looks random and is always the same.
+
+    A file's place follows from the hash of its name under root: an order of numbers would put every
+    image elsewhere as soon as one file is added.
+    """
+    if images.paths is None:
+        return torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    names = [path.relative_to(root).as_posix().encode(errors="surrogateescape") for path in images.paths]
+    hashes = [hashlib.blake2s(name).digest() for name in names]
+    return torch.tensor(sorted(range(len(names)), key=hashes.__getitem__))
 
 
 def drawn(count: int, seed: int, textured: bool) -> Images:

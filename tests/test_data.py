@@ -464,6 +464,20 @@ def test_a_holdout_that_leaves_no_image_of_a_folder_is_an_error(tmp_path):
         load("folder", classes(tmp_path, 10), holdout=24)
 
 
+def test_new_files_move_few_images_between_subset_and_holdout(tmp_path):
+    def parts(root):
+        dataset = load("folder", root, subset=30, holdout=20)
+        return [{path.relative_to(root) for path in images.paths} for images in (dataset.train, dataset.test)]
+
+    classes(tmp_path / "train", 40)
+    before = parts(tmp_path)
+    for name in ("0.jpg", "between.png", "zz.png"):  # first, in the middle and last of a listing
+        save(tmp_path / "train" / "green" / name, COLOURS["green"])
+    after = parts(tmp_path)
+    assert all(len(old - new) <= 3 for old, new in zip(before, after))
+    assert parts(tmp_path.rename(tmp_path.with_name("elsewhere"))) == after, "names count from the folder"
+
+
 def test_a_folder_without_labels_has_a_subset_but_no_holdout(tmp_path):
     for i in range(6):
         save(tmp_path / f"{i}.png")
