@@ -36,7 +36,7 @@ class MemoryBank(nn.Module):
 
     weight: Tensor
 
-    def __init__(self, size: int, dim: int, momentum=0.75, rule="corrected", temperature=0.07, window=False):
+    def __init__(self, size: int, dim: int, momentum=0.75, rule="corrected", temperature=0.1, window=False):
         super().__init__()
         if size < 1 or dim < 1:
             raise ValueError(f"a bank needs at least one row and one dimension, not size {size} and dim {dim}")

@@ -35,7 +35,7 @@ class Encoder(nn.Module):
 
     precision = "fp32"  # or "bf16": the numbers that the layers compute in, see `pick_precision`
 
-    def __init__(self, arch="resnet10", size=24, width=None, dim=2048, layers=2, hidden=2048):
+    def __init__(self, arch="resnet10", size=24, width=None, dim=256, layers=2, hidden=512):
         super().__init__()
         self.backbone = arch if isinstance(arch, nn.Module) else build_resnet(arch, size, width)
         with torch.no_grad():  # ask the backbone for F

@@ -4,6 +4,7 @@ Each is an nn.Module around a backbone. `forward(view, other)` takes two views (
 same images and gives the loss. `after_step()` follows the optimiser's step. Methods that are
 `_OfPairs` take the crops of --views too. Head sizes, temperatures and momenta are those of
 lightly's CIFAR-10 benchmark, which has learning rate 0.06 for a batch of 128 and weight decay 5e-4.
+The setting that matters most to a method is its argument; --branch-setting gives it another value.
 Backbone, augmentation, optimiser, schedule, checkpoints and evaluation are those of our own method.
 lightly is an optional dependency: pip install -r requirements-bench.txt.
 """
@@ -74,10 +75,10 @@ class _OfPairs:
 class SimCLR(_OfPairs, nn.Module):
     """arXiv 2002.05709: a view finds its partner among the views of the batch."""
 
-    def __init__(self, backbone: nn.Module, features: int):
+    def __init__(self, backbone: nn.Module, features: int, temperature: float = 0.5):
         super().__init__()
         self.backbone, self.head = backbone, heads.SimCLRProjectionHead(features, 512, 128)
-        self.criterion = InFloat32(NTXentLoss(temperature=0.5))
+        self.criterion = InFloat32(NTXentLoss(temperature))
 
     def online(self, view: Tensor) -> Tensor:
         return self.head(self.backbone(view))
@@ -95,13 +96,13 @@ class SimCLR(_OfPairs, nn.Module):
 class SimSiam(nn.Module):
     """arXiv 2011.10566: a view predicts its partner's projection, which gets no gradient."""
 
-    def __init__(self, backbone: nn.Module, features: int):
+    def __init__(self, backbone: nn.Module, features: int, bottleneck: float = 512):
         super().__init__()
         self.backbone = backbone
         self.head = heads.ProjectionHead(
             [(features, 2048, nn.BatchNorm1d(2048), nn.ReLU()), (2048, 2048, nn.BatchNorm1d(2048), None)]
         )
-        self.predictor = heads.SimSiamPredictionHead(2048, 512, 2048)
+        self.predictor = heads.SimSiamPredictionHead(2048, int(bottleneck), 2048)
         self.criterion = InFloat32(NegativeCosineSimilarity())
 
     def forward(self, view: Tensor, other: Tensor) -> Tensor:
@@ -116,11 +117,11 @@ class SimSiam(nn.Module):
 class BarlowTwins(nn.Module):
     """arXiv 2103.03230: each output agrees with itself over two views, and with no other output."""
 
-    def __init__(self, backbone: nn.Module, features: int):
+    def __init__(self, backbone: nn.Module, features: int, decorrelation: float = 0.005):
         super().__init__()
         self.backbone = backbone
         self.head = heads.ProjectionHead([(features, 2048, nn.BatchNorm1d(2048), nn.ReLU()), (2048, 2048, None, None)])
-        self.criterion = InFloat32(BarlowTwinsLoss())
+        self.criterion = InFloat32(BarlowTwinsLoss(decorrelation))
 
     def forward(self, view: Tensor, other: Tensor) -> Tensor:
         return self.criterion(self.head(self.backbone(view)), self.head(self.backbone(other)))
@@ -150,9 +151,9 @@ class _WithTeacher(nn.Module):
 class MoCo(_OfPairs, _WithTeacher):
     """arXiv 2003.04297: a view finds its partner, seen by the teacher, among 4 096 earlier ones."""
 
-    def __init__(self, backbone: nn.Module, features: int):
+    def __init__(self, backbone: nn.Module, features: int, temperature: float = 0.1):
         super().__init__(backbone, lambda: heads.MoCoProjectionHead(features, 512, 128))
-        self.criterion = InFloat32(NTXentLoss(temperature=0.1, memory_bank_size=(4096, 128)))
+        self.criterion = InFloat32(NTXentLoss(temperature, memory_bank_size=(4096, 128)))
 
     def online(self, view: Tensor) -> Tensor:
         return self.head(self.backbone(view))
@@ -191,8 +192,8 @@ class MoCoOneWay(MoCo):
 class BYOL(_WithTeacher):
     """arXiv 2006.07733: a view predicts what the teacher makes of its partner."""
 
-    def __init__(self, backbone: nn.Module, features: int):
-        super().__init__(backbone, lambda: heads.BYOLProjectionHead(features, 1024, 256))
+    def __init__(self, backbone: nn.Module, features: int, m: float = 0.99):
+        super().__init__(backbone, lambda: heads.BYOLProjectionHead(features, 1024, 256), m)
         self.predictor = heads.BYOLPredictionHead(256, 1024, 256)
         self.criterion = InFloat32(NegativeCosineSimilarity())
 
@@ -204,9 +205,9 @@ class BYOL(_WithTeacher):
 class DINO(_WithTeacher):
     """arXiv 2104.14294: a view predicts the teacher's centred, sharpened output. No local crops."""
 
-    def __init__(self, backbone: nn.Module, features: int):
+    def __init__(self, backbone: nn.Module, features: int, student_temperature: float = 0.1):
         super().__init__(backbone, lambda: heads.DINOProjectionHead(features, 512, 64, 2048, batch_norm=True))
-        self.criterion = InFloat32(DINOLoss(2048))
+        self.criterion = InFloat32(DINOLoss(2048, student_temp=student_temperature))
 
     def forward(self, view: Tensor, other: Tensor) -> Tensor:
         student = [self.head(self.backbone(v)) for v in (view, other)]
@@ -238,7 +239,8 @@ class TwoBranches:
         self.config, self.device = config, device
         self.encoder = encoder_for(config).to(device, memory_format=torch.channels_last)
         self.encoder.precision = pick_precision(config.precision, device)
-        model = METHODS[config.method](self.encoder.backbone, self.encoder.feature_dim)
+        own = [config.branch_setting] if config.branch_setting else []
+        model = METHODS[config.method](self.encoder.backbone, self.encoder.feature_dim, *own)
         self.model = model.to(device, memory_format=torch.channels_last).train()
         self.crops, self.pairs = crops(config), pairs(config)
         self.augment = self.crops[0].augment

@@ -1,7 +1,7 @@
 """train.py with all that plugs in: crops, large banks, processes, other backbones and methods.
 
     python -m lab.train --dataset cifar10 --views sslight
-    python -m lab.train --method simclr --lr 0.24 --weight-decay 5e-4
+    python -m lab.train --method simclr --optimizer sgd --lr 0.48 --weight-decay 5e-4
     torchrun --nproc-per-node=2 -m lab.train --dataset folder --data-dir my_images --shard-bank
     python -m lab.train --resume runs/cifar10
 
@@ -38,6 +38,7 @@ class LabConfig(Config):
     width: int = option(0, "channels of a ResNet's first stage or vit_tiny's tokens (0: the usual)", at_least=0)
     bank_init: str = option("forward", "how the bank starts; carry: from --init-from", ("forward", "random", "carry"))
     method: str = option("ours", "the method; the others are two-branch methods", METHODS)
+    branch_setting: float = option(0.0, "a two-branch method's own, see lab/baselines.py (0: usual)", at_least=0)
     views: str = option("single", "the crops of an image that a step sees, see lab/crops.py", VIEWS)
     drop_last_stage: bool = option(False, "train a ResNet without its last stage, as S3L does")
     size_start: int = option(0, "side of the views at the start; it grows to --size (0: --size)", at_least=0)
@@ -45,6 +46,10 @@ class LabConfig(Config):
     bank_dtype: str = option("fp32", "numbers that the bank is kept in", ("fp32", "bf16"))
     shard_bank: bool = option(False, "split the bank's rows over the processes of torchrun", free=True)
     similarity_gb: float = option(1.0, "similarities (B, N) beyond this size are streamed, GB", above=0, free=True)
+
+    def rows(self, count: int) -> int:
+        """As in train.py; a two-branch method has no rows that age, and no window."""
+        return super().rows(count) if self.method == "ours" else count
 
     def check(self) -> None:
         super().check()
@@ -60,11 +65,17 @@ class LabConfig(Config):
             raise UserError(f"--cutmix mixes single views: leave it out or --views {self.views}")
         if self.drop_last_stage and self.arch not in RESNETS:
             raise UserError(f"--drop-last-stage is an option of {', '.join(RESNETS)}, not of {self.arch}")
+        self._check_method()
+
+    def _check_method(self) -> None:
+        """Raises UserError for what our own method's bank, or the other methods, do not take."""
         whole = {"--shard-bank": self.shard_bank, "--bank-dtype bf16": self.bank_dtype == "bf16"}
         whole["--bank-init carry"] = self.bank_init == "carry"
         for name, on in whole.items():
             if on and self.window:
                 raise UserError(f"{name} is for a bank of all images: add --window 0")
+        if self.branch_setting and self.method == "ours":
+            raise UserError("--branch-setting belongs to the two-branch methods: name one with --method")
         if self.bank_init == "carry" and not (self.init_from and self.method == "ours"):
             raise UserError("--bank-init carry takes the bank of the run that --init-from names, with --method ours")
 

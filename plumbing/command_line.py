@@ -103,7 +103,7 @@ class Settings:
         if 0 < self.window < self.batch_size:
             raise UserError(f"--window {self.window} is smaller than a batch of {self.batch_size}")
         others = count - self.batch_size
-        if self.negatives > others and self.negatives != type(self).negatives:  # the default gives way
+        if self.negatives > others:
             rows = f"the {others} rows that the bank has beside a batch"
             raise UserError(f"--negatives {self.negatives} is more than {rows}")
 

@@ -188,7 +188,7 @@ class Journal:
         if not self.quiet:
             self._start_folder()
             where = f"{c.arch} on {self.run.device} in {self.run.encoder.precision}"
-            if 0 < c.window < self.count:
+            if c.rows(self.count) < self.count:
                 where += f", in windows of {c.window} with {min(c.visits, c.epochs)} visits"
             print(f"{c.dataset}: {self.count} images, {where}, {self.total} steps -> {self.path}")
         extent = {"total": self.total * batch, "initial": self.step * batch}

@@ -1,13 +1,12 @@
 """The cures for infrequent updating, alone and together: corrected rule, SqrtKL, windows.
 
     python -m lab.studies.cures --scale demo            the embedded shapes, a few minutes
-    python -m lab.studies.cures --data-dir my_cifar10   all 50 000 images, two hours on two cores
+    python -m lab.studies.cures --data-dir my_cifar10   all 50 000 images, an hour on two cores
 
 In instance discrimination a class sees its one positive once an epoch. Three things help: the
 corrected rule moves every row in every step, SqrtKL gives every class a gradient in every step, and
-a window lets an image come back soon. All eight combinations start from one forward pass and are
-trained with Muon at the released code's tau 0.2, at which SqrtKL matters most. With every image in
-the bank, a step draws K negatives.
+a window lets an image come back soon. All eight combinations have the default recipe's other
+settings, with a network of width 16 and the released code's tau 0.2, at which SqrtKL matters most.
 """
 
 import itertools
@@ -16,7 +15,7 @@ from dataclasses import replace
 
 from figures import plots
 from figures.sweep import figure
-from lab.studies import search
+from lab.studies import default
 from lab.studies.field_ideas import table
 from lab.train import LabConfig
 
@@ -26,15 +25,14 @@ WINDOWS = {"demo": 256, "cpu": 2048, "paper": 2048}
 
 
 def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
-    settings = search.points(base, scale)[search.CENTRE]
-    settings = replace(settings, subset=0 if scale == "cpu" else base.subset, holdout=0, temperature=0.2)
-    settings = replace(settings, epochs=LENGTHS[scale], negatives=0 if scale == "demo" else 4096)
+    settings = default.points(base, scale)[default.NAME]
+    settings = replace(settings, temperature=0.2, epochs=LENGTHS[scale], warmup=LENGTHS[scale] / 10)
     if scale == "cpu":
-        settings = replace(settings, **search.LARGE_BATCH)
+        settings = replace(settings, subset=0, width=16)
     cures = {
         "corrected rule": dict(bank_update="corrected"),
         "SqrtKL": dict(lam=20.0),
-        "windows": dict(window=WINDOWS[scale], negatives=0),
+        "windows": dict(window=WINDOWS[scale]),
     }
     settings, rows = replace(settings, bank_update="npid", lam=0.0, window=0), {}
     for count in range(len(cures) + 1):

@@ -14,12 +14,18 @@ from lab.studies import (
     cheaper_bank,
     cures,
     data_efficiency,
+    default,
+    default_ingredients,
+    few_images,
     field_ideas,
     field_lr,
+    field_search,
+    finalists,
     growing_views,
     ingredients,
     model_efficiency,
     negatives,
+    one_window,
     paper_scale,
     recipe,
     search,
@@ -36,6 +42,7 @@ from train import load_dataset
 STUDIES = (
     ingredients, sqrtkl_where, bank_spectrum, recipe, negatives, cheaper_bank, field_lr, field_ideas, growing_views,
     data_efficiency, model_efficiency, transfer, paper_scale, search, cures, spectrum,
+    default, default_ingredients, few_images, field_search, finalists, one_window,
 )  # fmt: skip
 TWICE = {fig5_lambda.name("T = 1", 0), fig3_convergence.WITHOUT}  # the same run in the bank's picture at paper scale
 
