@@ -495,7 +495,7 @@ def test_a_place_that_cannot_be_written_is_named(flags, tmp_path, capsys):
     ("options", "message"),
     [
         ({"--arch": "resnet18"}, "the run has --arch resnet10, it cannot go on with resnet18"),
-        ({"--lr": "0.5"}, "the run has --lr 0.1, it cannot go on with 0.5"),
+        ({"--lr": "0.5"}, "the run has --lr 0.07, it cannot go on with 0.5"),
         ({"--data-dir": "other"}, "the run's bank has 96 rows, one per image, but folder has 80 images here"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
