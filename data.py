@@ -2,12 +2,10 @@
 
     shapes, shapes-textured   drawn from a seed (plumbing/shapes.py), nothing to download
     cifar10, cifar100, stl10  through torchvision, downloaded to --data-dir on first use
-    folder                    your own images under --data-dir, in one of three layouts:
-                                  train/<class>/*.jpg + test/<class>/*.jpg
-                                  <class>/*.jpg          a fifth of each class is kept for testing
-                                  *.jpg                  no labels: pretraining only
+    folder                    your own images under --data-dir: train/<class>/ and test/<class>/,
+                              or <class>/ (a fifth is kept for testing), or without labels
 
-plumbing/files.py turns files into pixels. Every random draw is a function of (seed, step).
+plumbing/ reads a folder's layout and its files. Every random draw is a function of (seed, step).
 """
 
 import hashlib
@@ -20,20 +18,23 @@ from torch import Tensor
 
 from plumbing import files, image_ops
 from plumbing.command_line import UserError
+from plumbing.decoding import decode_all
 from plumbing.files import Dataset
 from plumbing.image_ops import coin, uniform
 
 DATASETS = ("shapes", "shapes-textured", *files.DOWNLOADS, "folder")
 
 
-def load(name: str, data_dir="data", size=24, subset=0, holdout=0, cache_gb=4.0, workers=2, cache_dir="") -> Dataset:
+def load(
+    name: str, data_dir="data", size=24, subset=0, holdout=0, cache_gb=4.0, workers=2, cache_dir="", fit="crop"
+) -> Dataset:
     """A dataset by name, ready to train on.
 
     size is the side of the views in pixels; large images are reduced to a little more. subset keeps
     that many training images (0: all). holdout takes that many others as the test set, to choose
     settings without the real one; both are the same images for every seed. Decoded images stay in
     memory up to cache_gb, then `workers` processes read them from disk; cache_dir keeps a folder's
-    for the next start ("": not kept). Raises UserError, which names the option or file.
+    for the next start ("": not kept). fit: crop or pad. Raises UserError, naming option or file.
     """
     if name in ("shapes", "shapes-textured"):
         train, test = (files.drawn(n, seed, name == "shapes-textured") for n, seed in ((10_000, 0), (2_000, 1)))
@@ -46,7 +47,7 @@ def load(name: str, data_dir="data", size=24, subset=0, holdout=0, cache_gb=4.0,
         raise UserError(f"--dataset: unknown {name!r}, choose from {', '.join(DATASETS)}")
     dataset = files.split(dataset, subset, holdout, Path(data_dir))
     if dataset.train.pixels is None:
-        dataset = files.decode_all(dataset, size, cache_gb, workers, cache_dir)
+        dataset = decode_all(dataset, size, cache_gb, workers, cache_dir, fit)
     return dataset
 
 

@@ -1,39 +1,39 @@
-"""Files to pixels: image files are decoded once, in parallel, to uint8 tensors.
+"""Datasets: images in memory or on disk, downloads, folders, and which of them train or test.
 
-A folder's decoded images are kept as a file, which the next start maps into memory. Images of any
-size and mode are accepted: turned upright, converted to RGB, cropped to their central square and
-reduced. Every image has a row in the memory bank, so a file that cannot be decoded is left out
-before training starts.
+plumbing/layout.py reads a folder's layout from the names in it, plumbing/decoding.py decodes the
+files before training starts.
 """
 
-import hashlib
 import os
 import signal
-import struct
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
 from plumbing import shapes
 from plumbing.command_line import UserError
+from plumbing.layout import digest, layout, listing
+from plumbing.pixels import UNREADABLE, Range, decode
 
-# What Pillow raises for damaged files.
-UNREADABLE = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
-FEW = 2000  # fewer images than that are decoded in a second or two: no bar, no file
+
+def say(line: str) -> None:
+    """Print a line, in one process of a group, whatever characters file names have in them."""
+    if os.environ.get("RANK", "0") == "0":
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        print(line.encode(encoding, "backslashreplace").decode(encoding))
 
 
 @dataclass
 class Images:
     """N square images: `pixels` uint8 (N, 3, S, S) in memory, or `paths` to be decoded.
 
-    labels is (N,) or None.
+    labels is (N,) or None. fit and span are those of `pixels.decode`, root is the folder that names
+    of files count from.
     """
 
     pixels: Tensor | None = None
@@ -41,6 +41,9 @@ class Images:
     labels: Tensor | None = None
     side: int = 0  # S
     workers: int = 2  # processes that decode images on disk
+    fit: str = "crop"
+    span: Range | None = None
+    root: Path | None = None
 
     def __len__(self) -> int:
         return len(self.paths if self.pixels is None else self.pixels)
@@ -52,6 +55,15 @@ class Images:
             paths=None if self.paths is None else [self.paths[i] for i in index.tolist()],
             labels=None if self.labels is None else self.labels[index],
         )
+
+    def first(self, count: int) -> "Images":
+        """The first images, which share the memory of these."""
+        several = {name: getattr(self, name) for name in ("pixels", "paths", "labels")}
+        return replace(self, **{name: x if x is None else x[:count] for name, x in several.items()})
+
+    def names(self) -> list[str]:
+        """The files' names below root, which stay when the folder moves."""
+        return [(path.relative_to(self.root) if self.root else path).as_posix() for path in self.paths]
 
     def to(self, device: torch.device) -> "Images":
         """Move pixels in memory to the device if they take less than half of what is free there."""
@@ -74,11 +86,14 @@ class Images:
             for place, index in zip(places, indices):
                 yield self.pixels[place].to(device), index
         else:
-            files = _Files(self.paths, self.side)
             batches = [batch.tolist() for batch in batches]
-            for pixels, index in torch.utils.data.DataLoader(
-                files, batch_sampler=batches, num_workers=self.workers, worker_init_fn=_leave_ctrl_c_to_the_main_process
-            ):
+            loader = torch.utils.data.DataLoader(
+                _Files(self),
+                batch_sampler=batches,
+                num_workers=self.workers,
+                worker_init_fn=_leave_ctrl_c_to_the_main_process,
+            )
+            for pixels, index in in_one_line(loader):
                 yield pixels.to(device), index.to(device)
 
 
@@ -87,24 +102,45 @@ def _leave_ctrl_c_to_the_main_process(_: int) -> None:
 
 
 class _Files(torch.utils.data.Dataset):
-    def __init__(self, paths: list[Path], side: int):
-        self.paths, self.side = paths, side
+    def __init__(self, images: Images):
+        self.images = images
 
     def __getitem__(self, index: int):
-        return torch.from_numpy(decode(self.paths[index], self.side)), index
+        path = self.images.paths[index]
+        try:
+            return torch.from_numpy(decode(path, self.images.side, self.images.fit, self.images.span)), index
+        except UNREADABLE as error:
+            advice = "put it back and go on with --resume, or start anew without it"
+            raise UserError(f"--data-dir: {path} can no longer be read ({reason(error, path)}): {advice}") from error
+
+
+def in_one_line(loader: Iterable) -> Iterator:
+    """What a DataLoader yields. A UserError of its processes loses the traceback in its words."""
+    try:
+        yield from loader
+    except UserError as error:
+        name = f"{UserError.__module__}.{UserError.__qualname__}: "
+        raise UserError(str(error).strip().splitlines()[-1].removeprefix(name)) from error
+
+
+def reason(error: Exception, path: Path) -> str:
+    """Why a file cannot be read, in one line without its name."""
+    lines = (getattr(error, "strerror", None) or str(error)).replace(f" {str(path)!r}", "").splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 @dataclass
 class Dataset:
     """`train` is for pretraining, `labelled` and `test` for evaluation.
 
-    Both are None where the images have no labels.
+    Both are None where the images have no labels. lacks says why there is nothing to evaluate with.
     """
 
     train: Images
     labelled: Images | None
     test: Images | None
     classes: tuple[str, ...]
+    lacks: str = ""
 
     def to(self, device: torch.device) -> "Dataset":
         train = self.train.to(device)
@@ -112,135 +148,9 @@ class Dataset:
         return replace(self, train=train, labelled=labelled, test=self.test and self.test.to(device))
 
 
-def decode(path: Path, side: int) -> np.ndarray:
-    """One image file as uint8 (3, side, side): upright, RGB, its central square.
-
-    Raises what Pillow raises, see UNREADABLE.
-    """
-    with Image.open(path) as image:
-        image.draft("RGB", (side, side))  # JPEG: skip resolution that is not needed
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith(("I", "F")):  # 16-bit and float greyscale, which Pillow would clip
-            values = np.asarray(image, dtype=np.float64)
-            low, high = (0, 65535) if image.mode.startswith("I") else (values.min(), values.max())
-            image = Image.fromarray(((values - low) / max(high - low, 1e-12) * 255).clip(0, 255).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB")
-        if image.size != (side, side):
-            image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
-        return np.asarray(image).transpose(2, 0, 1).copy()
-
-
-def decode_all(dataset: Dataset, size: int, cache_gb: float, workers: int, cache_dir: str) -> Dataset:
-    """Decode every file once. Images that fit in cache_gb together stay in memory.
-
-    Others are checked and stay on disk. The decoded images are kept as a file in cache_dir for the
-    next start, unless cache_dir is "" or the images are few.
-    """
-    listed = [dataset.train] + ([dataset.test] if dataset.test else [])
-    side = _choose_side(dataset.train.paths, size)
-    total = sum(map(len, listed))
-    in_memory = total * 3 * side * side <= cache_gb * 1e9
-    done, bad = [], []
-    quiet = {"disable": True} if total < FEW else {}
-    with tqdm(total=total, desc="reading images", unit="image", **quiet) as bar:
-        for images in listed:
-            cached = _cache_file(images, side, cache_dir) if in_memory and cache_dir and total >= FEW else None
-            pixels, readable = _cached(cached, len(images), side) or _decode(images, side, in_memory, bar)
-            if cached and not cached.exists():
-                _keep(cached, pixels, readable)
-            bad += [path for path, fine in zip(images.paths, readable.tolist()) if not fine]
-            images = replace(images, pixels=pixels, side=side, workers=workers)
-            done.append(images if readable.all() else images.take(readable.nonzero()[:, 0]))
-    if bad:
-        named = ", ".join(map(str, bad[:5])) + (" …" if bad[5:] else "")
-        print(f"skipped {len(bad)} of {total} images that cannot be read: {named}")
-    if not len(done[0]):
-        raise UserError(f"--data-dir: none of its {total} images can be read, for instance {bad[0]}")
-    test = done[1] if dataset.test and len(done[1]) else None
-    return replace(dataset, train=done[0], labelled=done[0] if dataset.labelled else None, test=test)
-
-
-def _decode(images: Images, side: int, in_memory: bool, bar: tqdm) -> tuple[Tensor | None, Tensor]:
-    """pixels uint8 (N, 3, side, side), or None, and which of the files can be read, bool (N,)."""
-
-    def attempt(path):
-        try:
-            return decode(path, side)
-        except UNREADABLE:
-            return None
-
-    pixels = torch.empty((len(images), 3, side, side), dtype=torch.uint8) if in_memory else None
-    readable = torch.zeros(len(images), dtype=torch.bool)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets go of the interpreter while it decodes
-        for start in range(0, len(images), 1024):  # in pieces, so that few decoded images wait at a time
-            for i, image in enumerate(pool.map(attempt, images.paths[start : start + 1024]), start):
-                bar.update()
-                if image is not None:
-                    readable[i] = True
-                    if in_memory:
-                        pixels[i] = torch.from_numpy(image)
-    return pixels, readable
-
-
-def _cache_file(images: Images, side: int, folder: str) -> Path:
-    """Where the decoded images lie: its name is a hash of all paths, sizes and times of change."""
-    known = hashlib.blake2s(f"{side}".encode(), digest_size=12)
-    for path in images.paths:
-        about = os.stat(path)
-        known.update(f"\0{path.absolute()}\0{about.st_size}\0{about.st_mtime_ns}".encode(errors="surrogateescape"))
-    return Path(folder) / f"{known.hexdigest()}.pt"
-
-
-def _cached(file: Path | None, count: int, side: int) -> tuple[Tensor, Tensor] | None:
-    """What `_keep` wrote, mapped into memory and read as it is used; None if it is not whole."""
-    if not file or not file.is_file():
-        return None
-    try:
-        kept = torch.load(file, mmap=True, weights_only=True)
-        pixels, readable = kept["pixels"], kept["readable"]
-        return (pixels, readable) if pixels.shape == (count, 3, side, side) and len(readable) == count else None
-    except Exception:  # torch's readers raise a dozen kinds for a file that is not what they expect
-        file.unlink()  # to be made anew
-        return None
-
-
-def _keep(file: Path, pixels: Tensor, readable: Tensor) -> None:
-    beside = file.with_suffix(f".{os.getpid()}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"pixels": pixels, "readable": readable}, beside)
-        beside.replace(file)
-    except (OSError, RuntimeError) as error:  # a full disk is no reason not to train
-        with suppress(OSError):
-            beside.unlink()
-        print(f"the decoded images are not kept for the next start: {file.parent}: {str(error).splitlines()[0]}")
-
-
-def _choose_side(paths: list[Path], size: int) -> int:
-    """The side of the decoded images.
-
-    Small images that share one square size stay as they are; others become a little larger than a
-    view.
-    """
-    limit = max(64, round(size * 8 / 7))
-    seen = set()
-    for path in paths[:: max(1, len(paths) // 64)]:  # about 64 of them, from all classes
-        try:
-            with Image.open(path) as image:
-                seen.add(image.size)
-        except UNREADABLE:
-            continue
-    width, height = seen.pop() if len(seen) == 1 else (0, 1)
-    return width if width == height and width <= limit else limit
-
-
 # ---------------------------------------------------------------------------- downloads and folders
 
 SHAPES = shapes.CLASSES
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"}
 DOWNLOADS = {  # the class in torchvision.datasets, and what has to lie in --data-dir for it to find
     "cifar10": ("CIFAR10", "the folder cifar-10-batches-py (unpacked from cifar-10-python.tar.gz)"),
     "cifar100": ("CIFAR100", "the folder cifar-100-python (unpacked from cifar-100-python.tar.gz)"),
@@ -273,44 +183,22 @@ def download(name: str, root: Path) -> Dataset:
 
 
 def folder(root: Path) -> Dataset:
+    """The images below root, in the layout that their names show. Says in a line which that is."""
     if not root.is_dir():
         raise UserError(f"--data-dir {root}: no such folder; name the one that holds your images")
-    if (root / "train").is_dir():
-        names = sorted({d.name for split in ("train", "test") for d in _subfolders(root / split)})
-        train, test = (_listed(root / split, names) for split in ("train", "test"))
-        train = train or Images(paths=_images_in(root / "train"))  # unlabelled
-    elif _images_in(root):
-        names, train, test = [], Images(paths=_images_in(root)), None
-    else:
-        names = [d.name for d in _subfolders(root) if _images_in(d)]
-        everything = _listed(root, names)
-        train = test = None
-        if names:
-            order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(0))
-            kept = torch.zeros(len(everything), dtype=torch.bool)
-            for c in range(len(names)):
-                members = order[everything.labels[order] == c]
-                kept[members[: len(members) // 5]] = True
-            train, test = everything.take((~kept).nonzero()[:, 0]), everything.take(kept.nonzero()[:, 0])
-    if not train:
-        places = "neither in it, nor in its train/, nor in folders named after classes"
-        raise UserError(f"--data-dir {root}: no images found, {places} ({' '.join(sorted(EXTENSIONS))})")
-    return Dataset(train, train if train.labels is not None else None, test or None, tuple(names))
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith(".")) if folder.is_dir() else []
-
-
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
-
-
-def _listed(folder: Path, names: list[str]) -> Images:
-    """All images of folder/<class>/, with the class's place in `names` as the label."""
-    each = [_images_in(folder / name) if (folder / name).is_dir() else [] for name in names]
-    labels = [c for c, paths in enumerate(each) for _ in paths]
-    return Images(paths=sum(each, []), labels=torch.tensor(labels, dtype=torch.long))
+    names, closed = listing(root)
+    try:
+        shown = layout(names, closed)
+    except UserError as error:
+        raise UserError(f"--data-dir {root}: {error}") from None
+    say(f"{root}: {shown.said}")
+    number = {name: c for c, name in enumerate(shown.classes)} | {None: -1}
+    sets = []
+    for pairs in (shown.train, shown.test):
+        labels = torch.tensor([number[label] for _, label in pairs], dtype=torch.long) if shown.classes else None
+        sets.append(Images(paths=[root / name for name, _ in pairs], labels=labels, root=root))
+    train, test = sets
+    return Dataset(train, train if shown.classes else None, test if len(test) else None, shown.classes, shown.lacks)
 
 
 def split(dataset: Dataset, subset: int, holdout: int, root: Path) -> Dataset:
@@ -318,18 +206,22 @@ def split(dataset: Dataset, subset: int, holdout: int, root: Path) -> Dataset:
 
     Files under root are chosen by the hash of their names, so that new files move few others.
     """
-    count = len(dataset.train)
+    count, train, labels = len(dataset.train), dataset.train, dataset.train.labels
     if subset < 0 or holdout < 0 or subset + holdout > count or holdout == count:
         raise UserError(f"--subset {subset} and --holdout {holdout}: the dataset has {count} training images in all")
     if not subset and not holdout:
         return dataset
+    order = shuffled_by_name(train, root)
+    able = order if labels is None else order[labels[order] >= 0]
     if holdout and dataset.train is not dataset.labelled:
         raise UserError("--holdout needs labels on the training images, and this dataset has none")
-    order = shuffled_by_name(dataset.train, root)
-    train = dataset.train.take(order[: subset or count - holdout])
+    if holdout >= len(able):
+        raise UserError(f"--holdout {holdout}: the dataset has {len(able)} training images with labels")
+    held = able[len(able) - holdout :]
+    train = train.take(order[~torch.isin(order, held)][: subset or count])
     labelled = train if dataset.labelled is dataset.train else dataset.labelled
-    test = dataset.train.take(order[count - holdout :]) if holdout else dataset.test
-    return replace(dataset, train=train, labelled=labelled, test=test)
+    test, lacks = (dataset.train.take(held), "") if holdout else (dataset.test, dataset.lacks)
+    return replace(dataset, train=train, labelled=labelled, test=test, lacks=lacks)
 
 
 def shuffled_by_name(images: Images, root: Path) -> Tensor:
@@ -340,9 +232,8 @@ def shuffled_by_name(images: Images, root: Path) -> Tensor:
     """
     if images.paths is None:
         return torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    names = [path.relative_to(root).as_posix().encode(errors="surrogateescape") for path in images.paths]
-    hashes = [hashlib.blake2s(name).digest() for name in names]
-    return torch.tensor(sorted(range(len(names)), key=hashes.__getitem__))
+    hashes = [digest(path.relative_to(root).as_posix()) for path in images.paths]
+    return torch.tensor(sorted(range(len(hashes)), key=hashes.__getitem__))
 
 
 def drawn(count: int, seed: int, textured: bool) -> Images:

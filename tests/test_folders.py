@@ -1,0 +1,270 @@
+"""From the names in a folder to its layout: what trains, what tests, what is not used and why."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, features
+
+from data import load
+from plumbing import files
+from plumbing.command_line import UserError
+from plumbing.layout import chance, layout, listing, part_of, suffixes
+
+
+def names(tree: dict) -> list[str]:
+    """{"train/cat": 3, "": 2} -> names of as many images in these folders."""
+    return [os.path.join(folder, f"{i:03d}.jpg") for folder, count in tree.items() for i in range(count)]
+
+
+def shown(tree: dict, extra=()):
+    return layout(names(tree) + list(extra))
+
+
+def counts(found):
+    """Labelled and unlabelled training images, test images, classes."""
+    labelled = sum(label is not None for _, label in found.train)
+    return labelled, len(found.train) - labelled, len(found.test), found.classes
+
+
+BOTH = ("cat", "dog")
+TREES = {  # a folder's images, and counts() of its layout
+    "train-test": ({"train/cat": 4, "train/dog": 4, "test/cat": 2, "test/dog": 1}, (8, 0, 3, BOTH)),
+    "train-val": ({"train/cat": 4, "train/dog": 4, "val/cat": 2, "val/dog": 1}, (8, 0, 3, BOTH)),
+    "capitals": ({"Train/cat": 4, "Train/dog": 4, "VALID/cat": 2}, (8, 0, 2, BOTH)),
+    "training-validation": ({"training/cat": 4, "training/dog": 4, "validation/dog": 2}, (8, 0, 2, BOTH)),
+    "sets": ({"Training_Set/cat": 4, "Training_Set/dog": 4, "test-images/dog": 2}, (8, 0, 2, BOTH)),
+    "years": ({"train2017/cat": 4, "train2017/dog": 4, "val2017/dog": 2}, (8, 0, 2, BOTH)),
+    "test-is-better-than-val": ({"train/cat": 4, "train/dog": 4, "val/cat": 9, "test/cat": 2}, (8, 0, 2, BOTH)),
+    "flat-parts": ({"training": 50, "validation": 9}, (0, 50, 0, ())),
+    "flat-train-and-test": ({"train": 50, "test": 9}, (0, 50, 0, ())),
+    "unlabelled": ({"unlabeled": 30, "train/cat": 4, "train/dog": 4, "test/cat": 2}, (8, 30, 2, BOTH)),
+    "unlabelled-in-folders": ({"Unlabelled/a/b": 30, "train/cat": 4, "train/dog": 4}, (8, 30, 0, BOTH)),
+    "loose-in-train": ({"train": 7, "train/cat": 4, "train/dog": 4, "test/cat": 2}, (8, 7, 2, BOTH)),
+    "wrapped": ({"a/b/train/cat": 4, "a/b/train/dog": 4, "a/b/test/cat": 2}, (8, 0, 2, BOTH)),
+    "wrapped-parts": ({"train/train/cat": 4, "train/train/dog": 4, "test/test/dog": 1}, (8, 0, 1, BOTH)),
+    "below-a-class": ({"train/cat/tabby": 4, "train/cat": 1, "train/dog/a/b": 4, "test/cat/x": 2}, (9, 0, 2, BOTH)),
+    "flat": ({"": 12}, (0, 12, 0, ())),
+    "one-folder": ({"photos": 12}, (0, 12, 0, ())),
+    "deep": ({"2023/may": 3, "": 4}, (0, 7, 0, ())),
+    "one-class": ({"train/cat": 12, "test/cat": 3}, (0, 12, 0, ())),
+    "extra-beside-train": ({"train/cat": 4, "train/dog": 4, "figures": 3}, (8, 0, 0, BOTH)),
+}
+
+
+@pytest.mark.parametrize("kind", TREES)
+def test_a_layout_is_recognised(kind):
+    tree, expected = TREES[kind]
+    assert counts(shown(tree)) == expected
+
+
+CLASSES = {  # class folders, of which a fifth is kept: the classes
+    "one-is-called-train": ({"train": 60} | {f"c{i}": 60 for i in range(9)}, 10),
+    "one-is-called-test": ({"test": 60, "exam": 60, "quiz": 60}, 3),
+    "one-ends-in-gif": ({"jpeg": 60, "animated.gif": 60}, 2),
+    "one-ends-in-png": ({"a.png": 60, "b": 60}, 2),
+    "loose-images-beside": ({"": 40, "cat": 60, "dog": 60}, 2),
+    "deeper": ({"cat/indoors/day": 60, "dog/park": 60}, 2),
+    "wrapped": ({"my_images/cat": 60, "my_images/dog": 60}, 2),
+}
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_class_folders_are_recognised(kind):
+    tree, classes = CLASSES[kind]
+    found = shown(tree)
+    total = sum(count for folder, count in tree.items() if folder)
+    assert len(found.classes) == classes and len(found.train) + len(found.test) == total
+    assert 0.1 * total < len(found.test) < 0.3 * total and not found.lacks
+    depth = 1 if kind == "wrapped" else 0
+    assert all(label == name.split("/")[depth] for name, label in found.train + found.test)
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"train": 5, "extra": 5}, "train/ can be the training set or a class next to extra/"),
+        ({"train/a": 5, "train/b": 5, "bus/c": 5}, "train/ can be the training set or a class next to bus/"),
+        ({"train": 5, "test": 5, "bus": 5, "car": 5}, "train/ can be the training set or a class next to bus/, car/"),
+        ({"train/a": 5, "Train/b": 5}, "Train/, train/ can each be the train set"),
+        ({"train/a": 5, "val/a": 5, "valid/a": 5}, "val/, valid/ can each be the validation set"),
+        ({"2023/cat": 5, "2023/dog": 5, "2024/cat": 5, "2024/dog": 5}, "folders like 2023/ or like 2023/cat/"),
+        ({"cat/train": 5, "cat/test": 5, "dog/train": 5, "dog/test": 5}, "cat/ has a training and a test set"),
+        ({"cat": 5, "dog": 5, "test/cat": 5, "test/dog": 5}, "test/ can be the test set, or a class"),
+        ({"": 100, "cat": 5, "dog": 5}, "100 images lie beside folders with 10, which can be classes or not"),
+    ],
+)
+def test_two_readings_that_are_equally_good_are_refused(tree, message):
+    with pytest.raises(UserError, match=message):
+        shown(tree)
+
+
+@pytest.mark.parametrize(
+    ("tree", "extra", "words"),
+    [
+        ({"": 40, "cat": 60, "dog": 60}, [f"cat/{i}.heic" for i in range(60)],
+         "not used: 60 .heic, 40 images beside the class folders"),
+        ({"training": 50, "validation": 9}, [], "50 images without labels; not used: 9 images in validation/"),
+        ({"train/cat": 4, "train/dog": 4, "val/cat": 9, "test/cat": 2}, ["notes"],
+         "not used: 1 without a suffix, 9 images in val/ (test/ is the test set)"),
+        ({"train/cat": 4, "train/dog": 4, "figures": 3}, [], "not used: 3 images in figures/"),
+        ({"train/cat": 4, "train/dog": 4, "": 1}, [], "not used: 1 image beside the folders"),
+        ({"2023/may": 3, "": 4}, [], "7 images without labels, 3 of them in folders"),
+        ({"unlabeled": 3, "a": 20, "b": 20}, [], "3 images without labels; 2 classes: a, b"),
+        ({"": 1}, [f"x.{suffix}" for suffix in "abcdef"], "and 2 other files"),
+    ],
+)  # fmt: skip
+def test_one_line_says_what_is_used_and_what_is_not(tree, extra, words):
+    said = shown(tree, extra).said
+    assert words.replace("and 2", "2") in said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("tree", "why"),
+    [
+        ({"": 9}, "no class folders"),
+        ({"photos": 9}, "one folder"),
+        ({"train/cat": 9, "test/cat": 2}, "all images are of one class, cat"),
+        ({"train/cat": 9, "train/dog": 2}, "there is train/, but no test/"),
+        ({"train/cat": 9, "train/dog": 2, "test": 3}, "test/ has no class folders"),
+        ({"train": 9, "test/cat": 3, "test/dog": 3}, "train/ has no class folders"),
+    ],
+)
+def test_each_cause_of_no_evaluation_has_its_words(tree, why):
+    assert why in shown(tree).lacks
+
+
+def test_the_layout_does_not_depend_on_the_order_of_the_listing():
+    tree, _ = CLASSES["loose-images-beside"]
+    mixed = names(tree)
+    random.Random(0).shuffle(mixed)
+    assert layout(mixed) == layout(names(tree))
+
+
+# ---------------------------------------------------------------------------------- the kept fifth
+
+
+def test_new_files_move_nobody_into_or_out_of_the_kept_fifth():
+    tree = {"cat": 60, "dog": 60}
+    before = shown(tree)
+    for extra in (["cat/0.jpg"], ["dog/zz.png", "dog/1000.jpg"], [f"emu/{i}.jpg" for i in range(30)]):
+        after = shown(tree, extra)
+        assert set(before.train) <= set(after.train) and set(before.test) <= set(after.test)
+
+
+def test_files_that_go_move_nobody():
+    before, after = shown({"cat": 60, "dog": 60}), shown({"cat": 60, "dog": 40})
+    assert set(after.train) <= set(before.train) and set(after.test) <= set(before.test)
+
+
+def test_the_kept_fifth_is_a_fifth():
+    share = sum(chance(f"cat/{i}.jpg") < 0.2 for i in range(20_000)) / 20_000
+    assert abs(share - 0.2) < 0.01
+
+
+# -------------------------------------------------------------------------------------- on a disk
+
+
+def save(path: Path, colour=(9, 9, 9), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (16, 16), colour).save(path, **options)
+
+
+def test_suffixes_are_those_that_pillow_reads():
+    assert {".jpg", ".jfif", ".jpe", ".pgm", ".png", ".webp", ".ppm", ".tga", ".mpo"} <= suffixes()
+    assert not {".pdf", ".eps", ".txt", ".svg", ".heic", ".mpeg", ".mp4", ""} & suffixes()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "needed"), [("jfif", "jpg"), ("jpe", "jpg"), ("pgm", "jpg"), ("avif", "avif"), ("jp2", "jpg_2000"),
+                           ("JPE", "jpg"), ("tga", "jpg"), ("qoi", "jpg")],
+)  # fmt: skip
+def test_files_of_every_suffix_are_read(tmp_path, suffix, needed):
+    if not features.check(needed):
+        pytest.skip(f"this Pillow has no {needed}")
+    Image.new("L" if suffix == "pgm" else "RGB", (16, 16), 200 if suffix == "pgm" else (200, 200, 200)).save(
+        tmp_path / f"a.{suffix}"
+    )
+    pixels = load("folder", tmp_path).train.pixels
+    assert len(pixels) == 1 and (pixels.int() - 200).abs().max() <= 6
+
+
+def test_unlabelled_images_pretrain_beside_labelled_ones(tmp_path):
+    for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
+        for i in range(4):
+            save(tmp_path / "train" / name / f"{i}.png", colour)
+        save(tmp_path / "test" / name / "0.png", colour)
+    for i in range(5):
+        save(tmp_path / "unlabeled" / f"{i}.png")
+    save(tmp_path / "train" / "loose.png")
+    dataset = load("folder", tmp_path)
+    assert (len(dataset.train), len(dataset.labelled), len(dataset.test)) == (14, 8, 2)
+    assert dataset.train.labels is None and dataset.classes == ("blue", "red")
+    assert torch.equal(dataset.labelled.pixels[:, 0, 0, 0] == 200, dataset.labelled.labels == 1)
+    assert dataset.labelled.pixels.data_ptr() == dataset.train.pixels.data_ptr(), "the labelled ones are no copy"
+    held = load("folder", tmp_path, subset=9, holdout=3)
+    assert len(held.train) == 9 and len(held.test) == 3
+    assert not {*held.test.paths} & {*held.train.paths} and (held.test.labels >= 0).all()
+    assert torch.equal(held.labelled.pixels[:, 0, 0, 0] == 200, held.labelled.labels == 1)
+    with pytest.raises(UserError, match="--holdout 9: the dataset has 8 training images with labels"):
+        load("folder", tmp_path, holdout=9)
+
+
+def test_the_layout_is_said_when_a_folder_is_loaded(tmp_path, capsys):
+    save(tmp_path / "a.png")
+    (tmp_path / "b.heic").write_bytes(b"")
+    load("folder", tmp_path)
+    assert capsys.readouterr().out == f"{tmp_path}: 1 image without labels; not used: 1 .heic\n"
+
+
+def test_what_was_seen_instead_of_images_is_said(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.heic").write_bytes(b"")
+    with pytest.raises(UserError, match="--data-dir .*: no images found; seen: 3 .heic; wanted are .jpg"):
+        load("folder", tmp_path)
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    save(tmp_path / "elsewhere" / "cat" / "0.png")
+    save(tmp_path / "images" / "dog" / "0.png")
+    (tmp_path / "images" / "cat").symlink_to(tmp_path / "elsewhere" / "cat")
+    (tmp_path / "images" / "dog" / "again").symlink_to(tmp_path / "images")
+    found, closed = listing(tmp_path / "images")
+    assert sorted(found) == ["cat/0.png", "dog/0.png"] and closed == []
+
+
+def test_a_folder_that_may_not_be_listed_is_left_out_and_named(tmp_path, capsys, monkeypatch):
+    for name in ("cat", "dog", "secret"):
+        save(tmp_path / name / "0.png")
+    scan = os.scandir
+
+    def refusing(path):
+        if Path(path).name == "secret":
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    dataset = files.folder(tmp_path)
+    assert dataset.classes == ("cat", "dog") and "not used: secret/ (may not be listed)" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--data-dir .*secret: may not be listed"):
+        files.folder(tmp_path / "secret")
+
+
+def test_a_pipe_called_like_an_image_is_no_image(tmp_path):
+    save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    assert len(load("folder", tmp_path).train) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["train", "Training", "test_set", "VAL", "valid", "validation", "unlabelled", "train 2"]
+)
+def test_folders_named_after_parts_are_known(name):
+    assert part_of(name)
+
+
+@pytest.mark.parametrize("name", ["trains", "trainers", "valve", "testicle", "value", "retrain", "training_shoes"])
+def test_classes_whose_names_begin_like_parts_are_classes(name):
+    assert not part_of(name)
