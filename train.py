@@ -220,7 +220,7 @@ def train(
     dataset = (dataset or load_dataset(config)).to(device)
     count = len(dataset.train)  # N
     run, stop = build(config, count, device), stop or SignalCatcher()
-    with journal(config, run, count, resume) as log, stop:
+    with journal(config, run, dataset.train, resume) as log, stop:
         run.encoder.train()
         per_pass = (rows := config.rows(count)) // batch  # a pass's last images wait
         passes = windows(count, rows, min(config.visits, config.epochs), config.seed, log.step // per_pass)
@@ -257,7 +257,8 @@ def figures(run, dataset: Dataset, log: Journal, watch) -> dict:
 
 def load_dataset(config: Config) -> Dataset:
     c = config
-    dataset = data.load(c.dataset, c.data_dir, c.size, c.subset, c.holdout, c.cache_gb, c.workers, c.cache_dir)
+    place, size = (c.dataset, c.data_dir), max(c.size, c.eval_size * 7 // 8)  # decoded sides are 8/7 of it
+    dataset = data.load(*place, size, c.subset, c.holdout, c.cache_gb, c.workers, c.cache_dir, c.fit)
     c.check_for(len(dataset.train))
     return dataset
 

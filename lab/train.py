@@ -12,6 +12,7 @@ import contextlib
 import io
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -23,7 +24,8 @@ from lab.large_bank import Streamed, large_bank
 from lab.s3l import start_from
 from plumbing.command_line import UserError, command, option
 from plumbing.devices import pick_device
-from plumbing.files import Dataset
+from plumbing.files import Dataset, Images
+from plumbing.fingerprints import check_same
 from plumbing.runs import Journal, configure, read_checkpoint
 from train import RECIPES, Config, Pretraining, load_dataset
 
@@ -102,11 +104,14 @@ def build(config: LabConfig, count: int, device: torch.device):
     return run
 
 
-def started(config: LabConfig, count: int, device: torch.device):
+def started(config: LabConfig, count: int, device: torch.device, images: Images):
     """The learner of a new run: with the encoder and the bank of --init-from."""
     run = build(config, count, device)
     if config.init_from:
-        start_from(run, read_checkpoint(config.init_from), config)
+        before = read_checkpoint(config.init_from)
+        start_from(run, before, config)
+        if config.bank_init == "carry":
+            check_same(before.get("images"), images, f"--init-from {config.init_from} --bank-init carry")
     return run
 
 
@@ -153,7 +158,9 @@ def train(config: LabConfig, resume: dict | None = None, dataset: Dataset | None
             config = replace(config, device=device.type)
         if ranks.first():
             print(f"{ranks.count()} processes share every batch of {config.batch_size} images")
-    return core.train(config, resume, dataset or load_dataset(config), build if resume else started, watch, **options)
+    dataset = dataset or load_dataset(config)
+    first = partial(started, images=dataset.train)
+    return core.train(config, resume, dataset, build if resume else first, watch, **options)
 
 
 def run(argv: list[str] | None = None) -> int:

@@ -80,6 +80,7 @@ class Settings:
     precision: str = option("auto", "numbers that the network computes in", ("auto", "fp32", "bf16"))
     compile: bool = option(False, "compile the encoder with torch.compile", free=True)
     workers: int = option(2, "processes that decode images which do not fit in memory", at_least=0, free=True)
+    fit: str = option("crop", "what is done to images that are not square: cut or padded", ("crop", "pad"))
     cache_gb: float = option(4.0, "decoded images up to this size stay in memory, GB", above=0, free=True)
     cache_dir: str = option("runs/decoded", "where decoded folders are kept (empty: nowhere)", free=True)
 

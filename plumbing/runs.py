@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from plumbing.command_line import Parser, UserError, add_settings, flag
+from plumbing.fingerprints import check_same, fingerprint
 
 
 class Interrupted(KeyboardInterrupt):
@@ -149,7 +150,9 @@ def _resumed(config_class, place: str, given: dict):
     for name, value in given.items():
         had = getattr(before, name)
         if not settings[name].metadata["free"] and value != had:
-            raise UserError(f"--resume {place}: the run has {flag(name)} {had}, it cannot go on with {value}")
+            advice = f"; to train on, start a new run: python -m lab.train --init-from {place} --epochs {value}"
+            advice = advice * (name == "epochs")
+            raise UserError(f"--resume {place}: the run has {flag(name)} {had}, it cannot go on with {value}{advice}")
     home = Path(place) if Path(place).is_dir() else Path(place).parent
     config = replace(before, **({"out": str(home)} | given))
     if config.folder() != home:
@@ -163,22 +166,24 @@ def _resumed(config_class, place: str, given: dict):
 class Journal:
     """Keeps a run's folder: counts its steps, adds up its losses, notes its epochs, saves.
 
-    config is the run's settings, run its learner, count the number of images, resume a checkpoint.
+    config is the run's settings, run its learner, images its `Images`, resume a checkpoint.
     As a context it makes the folder and shows the progress bar; a FloatingPointError inside becomes
     a UserError that says where training diverged. A quiet journal writes and prints nothing.
     """
 
     quiet = False
 
-    def __init__(self, config, run, count: int, resume: dict | None = None):
-        self.config, self.run, self.count, self.path = config, run, count, config.folder()
-        self.per_epoch = count // config.batch_size  # the last images of an epoch's order wait for the next
+    def __init__(self, config, run, images, resume: dict | None = None):
+        self.config, self.run, self.count, self.path = config, run, len(images), config.folder()
+        self.images = fingerprint(images)
+        self.per_epoch = self.count // config.batch_size  # the last images of an epoch's order wait for the next
         self.total, self.lr = config.epochs * self.per_epoch, config.lr
         self.step, self.seconds, self.history = 0, 0.0, []
         sums = torch.zeros(len(run.LOSSES), dtype=torch.float64)
         self.resumed, self.named = bool(resume), False
         if resume:
             run.load(resume)
+            check_same(resume.get("images"), images, f"--resume {self.path}")
             self.step, sums, self.seconds, self.history = (resume[k] for k in ("step", "sums", "seconds", "history"))
         # Losses add up on a GPU: looking at one stalls it, and `epoch_ends` looks at all of them.
         self.sums = sums.to(run.device if run.device.type == "cuda" else "cpu")
@@ -245,7 +250,7 @@ class Journal:
             raise self.diverged()
         state = self.run.state()  # in every process: a bank in parts is collected from all
         progress = {"config": asdict(self.config), "step": self.step, "sums": self.sums.cpu()}
-        progress |= {"seconds": self.seconds, "history": self.history}
+        progress |= {"seconds": self.seconds, "history": self.history, "images": self.images}
         if not self.quiet:
             save_tensors(state | progress, self.path / "last.pt", "the checkpoint")
             self._save_metrics()

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import eval_linear
 import train as program
@@ -20,7 +22,7 @@ from data import seed_of, shuffled
 from loss import nce, sqrt_kl
 from plumbing.command_line import UserError
 from plumbing.runs import Interrupted, Journal, configure, migrate_config, read_checkpoint, save_tensors
-from train import RECIPES, Config, Pretraining, learning_rate, train
+from train import RECIPES, Config, Pretraining, learning_rate, load_dataset, train
 
 ROOT = Path(__file__).parent.parent
 
@@ -226,9 +228,10 @@ def test_a_quiet_journal_writes_and_prints_nothing(tiny, tmp_path, capsys):
     class Quiet(Journal):
         quiet = True
 
+    dataset = load_dataset(tiny())  # which says what it read
     loud = train(tiny(epochs=1))
     capsys.readouterr()
-    silent = train(tiny(epochs=1, out=str(tmp_path / "quiet")), journal=Quiet)
+    silent = train(tiny(epochs=1, out=str(tmp_path / "quiet")), dataset=dataset, journal=Quiet)
     assert silent["loss"] == loud["loss"] and capsys.readouterr() == ("", "")
     assert not (tmp_path / "quiet").exists()
 
@@ -513,6 +516,57 @@ def test_a_checkpoint_of_another_kind_cannot_be_resumed(tiny, pictures, tmp_path
     assert program.main(["--resume", tiny().out, *line]) == 2
     assert_one_line(capsys, message)
     assert (Path(tiny().out) / "last.pt").read_bytes() == before
+
+
+def renamed(root):
+    file = sorted(root.glob("train/*/*.png"))[3]
+    file.rename(file.with_name("renamed.png"))
+
+
+def added_and_removed(root):
+    file = sorted(root.glob("train/*/*.png"))[-1]
+    file.rename(file.with_name("aaa.png"))
+
+
+def edited(root):
+    Image.new("RGB", (16, 16)).save(sorted(root.glob("train/*/*.png"))[3])
+
+
+@pytest.mark.parametrize("change", [renamed, added_and_removed, edited])
+def test_a_run_is_not_resumed_with_as_many_other_images(tiny, pictures, tmp_path, capsys, change):
+    shutil.copytree(pictures, tmp_path / "moved")
+    train(tiny(epochs=1))
+    line = ["--resume", tiny().out, "--data-dir", str(tmp_path / "moved")]
+    assert program.main(line) == 0, "the same images elsewhere"
+    change(tmp_path / "moved")
+    assert program.main(line) == 2
+    assert_one_line(capsys, "1 of its 96 images are gone, renamed or changed, and 1 are new")
+    assert program.main(["--resume", tiny().out, "--data-dir", str(pictures)]) == 0
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "ppm"])
+def test_other_images_of_the_same_names_and_sizes_are_noticed(tiny, tmp_path, capsys, suffix):
+    for place, colour in (("one", (9, 9, 9)), ("other", (200, 0, 0))):
+        (tmp_path / place).mkdir()
+        for i in range(40):
+            Image.new("RGB", (16, 16), colour).save(tmp_path / place / f"{i:02d}.{suffix}")
+    train(tiny(epochs=1, data_dir=str(tmp_path / "one")))
+    assert program.main(["--resume", tiny().out, "--data-dir", str(tmp_path / "other")]) == 2
+    assert_one_line(capsys, "the same names and sizes, but show something else")
+
+
+def test_a_window_over_other_images_is_not_resumed_either(tiny, pictures, tmp_path, capsys):
+    shutil.copytree(pictures, tmp_path / "more")
+    Image.new("RGB", (16, 16)).save(tmp_path / "more" / "train" / "bar" / "new.png")
+    train(tiny(epochs=1, window=32, visits=1))
+    assert program.main(["--resume", tiny().out, "--data-dir", str(tmp_path / "more")]) == 2
+    assert_one_line(capsys, "0 of its 96 images are gone, renamed or changed, and 1 are new")
+
+
+def test_a_longer_run_is_refused_with_the_way_to_train_on(tiny, capsys):
+    train(tiny(epochs=1))
+    assert program.main(["--resume", tiny().out, "--epochs", "200"]) == 2
+    assert_one_line(capsys, "cannot go on with 200; to train on, start a new run: python -m lab.train --init-from")
 
 
 @pytest.mark.parametrize("kept", [0.9, 0.5, 0.01, 0])

@@ -2,11 +2,13 @@
 
 import copy
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
 import torch
 from invented import base
+from PIL import Image
 
 from figures import plots
 from figures import sweep as sweeper
@@ -89,6 +91,18 @@ def test_a_bank_of_another_number_of_rows_is_refused(lab_config, small):
     config = lab_config(init_from="x", bank_init="carry")
     with pytest.raises(UserError, match="--init-from x .*: the run's bank has 96 rows, .* 95 images"):
         start_from(build(config, 95, CPU), read_checkpoint(small["whole"]), config)
+
+
+@pytest.mark.parametrize("change", ["renamed", "edited"])
+def test_a_bank_of_as_many_other_images_is_not_carried(lab_config, small, pictures, tmp_path, change):
+    shutil.copytree(pictures, tmp_path / "copy")
+    options = {"init_from": small["whole"], "bank_init": "carry", "data_dir": str(tmp_path / "copy")}
+    train(lab_config(out=str(tmp_path / "same"), **options))
+    file = sorted((tmp_path / "copy" / "train").glob("*/*.png"))[0]
+    file.rename(file.with_name("zz.png")) if change == "renamed" else Image.new("RGB", (16, 16)).save(file)
+    with pytest.raises(UserError, match="--init-from .* --bank-init carry: 1 of its 96 images are gone"):
+        train(lab_config(out=str(tmp_path / "other"), **options))
+    assert not (tmp_path / "other").exists()
 
 
 def test_init_from_starts_with_the_weights_of_another_run(lab_config, small, tmp_path):

@@ -1,0 +1,102 @@
+"""Which files a run was trained on: row i of its bank stands for image i of this list.
+
+A file is known by its name below the folder and its size, so that the folder can move. Images that
+are not files (downloads and drawings are always the same) have no fingerprint.
+"""
+
+import hashlib
+import os
+
+import torch
+from torch import Tensor
+
+from plumbing.command_line import UserError
+from plumbing.files import Images
+
+SAMPLE = 16  # files whose content is compared too: some formats give all pictures one size
+
+
+def of_files(images: Images) -> Tensor | None:
+    """A number (N,) for each file, from its name and its size."""
+    if images.paths is None:
+        return None
+    numbers = [_number(f"{name}\0{_size(path)}") for name, path in zip(images.names(), images.paths)]
+    return torch.tensor(numbers, dtype=torch.long)
+
+
+def fingerprint(images: Images) -> dict:
+    """What a checkpoint keeps of its list of files: a number for each, a hash of some contents."""
+    files = of_files(images)
+    if files is None:
+        return {}
+    known = hashlib.blake2s()
+    for path in images.paths[:: max(1, -(-len(images) // SAMPLE))]:
+        known.update(_content(path))
+    return {"files": files, "sample": known.hexdigest()}
+
+
+def check_same(stored: dict | None, images: Images, name: str) -> None:
+    """Raises UserError, which starts with `name`, unless the images are those of a checkpoint.
+
+    stored is what `fingerprint` gave. Older checkpoints have none and pass.
+    """
+    if not stored or images.paths is None:
+        return
+    now, before = fingerprint(images), stored["files"]
+    gone, new = (int((~torch.isin(a, b)).sum()) for a, b in ((before, now["files"]), (now["files"], before)))
+    if gone or new:
+        problem = f"{gone} of its {len(before)} images are gone, renamed or changed, and {new} are new"
+    elif not torch.equal(before, now["files"]):
+        problem = "its images have another order"
+    elif stored["sample"] != now["sample"]:
+        problem = "its images have the same names and sizes, but show something else"
+    else:
+        return
+    raise UserError(f"{name}: {problem}; name their folder with --data-dir, or start a new run")
+
+
+def among(stored: dict | None, images: Images) -> Tensor:
+    """Which of the images (N,) a checkpoint was trained on, as far as it knows."""
+    files = of_files(images)
+    if not stored or files is None:
+        return torch.zeros(len(images), dtype=torch.bool)
+    return torch.isin(files, stored["files"])
+
+
+def twins(train: Images, test: Images) -> list[tuple[int, int]]:
+    """(test image, training image) for each test image whose content a training image has too.
+
+    Of files the bytes count, of other images the pixels.
+    """
+    if train.paths is None or test.paths is None:
+        if train.pixels is None or test.pixels is None:
+            return []
+        keys = [[hash(image.numpy().tobytes()) for image in images.pixels.cpu()] for images in (train, test)]
+    else:
+        sizes = [[_size(path) for path in images.paths] for images in (train, test)]
+        shared = {*sizes[0]} & {*sizes[1]}  # only these need to be read
+        keys = [
+            [_content(path) if size in shared else path for path, size in zip(images.paths, each)]
+            for images, each in zip((train, test), sizes)
+        ]
+    place = {key: i for i, key in enumerate(keys[0])}
+    return [(i, place[key]) for i, key in enumerate(keys[1]) if key in place]
+
+
+def _number(text: str) -> int:
+    digest = hashlib.blake2s(text.encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def _size(path) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return -1
+
+
+def _content(path) -> bytes:
+    try:
+        return hashlib.blake2s(path.read_bytes()).digest()
+    except OSError:
+        return b""
