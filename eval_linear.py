@@ -23,36 +23,37 @@ from models import ARCHITECTURES, Encoder, encoder_of
 from plumbing.command_line import Parser, UserError, command
 from plumbing.devices import pick_device, pick_precision
 from plumbing.evaluation import accuracy_table, check_evaluation, dataset_options, evaluation_options, save_results
+from plumbing.export import export
 from plumbing.features import eval_side, extract, random_images, raw_pixels, settle_batchnorm
 from plumbing.files import Dataset
-from plumbing.runs import load_state, read_checkpoint, save_tensors
+from plumbing.runs import load_state, read_checkpoint
+from plumbing.scores import cautions, check_labels, figures, majority, neighbours, share_right, standardised, summary
 
 STRENGTHS = (1e-1, 3e-2, 1e-2, 1e-3)  # L2 penalties that a probe chooses from
 
 
-def knn(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, k: int = 200, temperature: float = 0.1) -> float:
+def knn(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, k=200, temperature=0.1, score=share_right):
     """Accuracy of the vote of the k nearest training features, as in NPID.
 
     Features are (N, F), similarity s is the cosine, and a vote weighs exp(s / temperature).
     """
     train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
-    k, classes, right = min(k, len(train)), int(labels.max()) + 1, 0
-    for features, answers in zip(test.split(1000), truth.split(1000)):
+    k, classes, answers = min(k, len(train)), int(labels.max()) + 1, []
+    for features in test.split(1000):
         nearest, index = (features @ train.T).topk(k)  # (b, k)
         votes = features.new_zeros(len(features), classes)
         votes.scatter_add_(1, labels[index], (nearest / temperature).exp())
-        right += int((votes.argmax(1) == answers).sum())
-    return right / len(test)
+        answers.append(votes.argmax(1))
+    return score(torch.cat(answers), truth)
 
 
-def linear_probe(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> float:
+def linear_probe(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, score=share_right):
     """Accuracy of logistic regression on standardised features (N, F), fitted with L-BFGS.
 
     The L2 penalty is the one of STRENGTHS that does best on a tenth of the training features; the
     fit is then repeated on all of them. The test set chooses nothing.
     """
-    mean, std = train.mean(0), train.std(0).clamp(min=1e-6)
-    train, test = (train - mean) / std, (test - mean) / std
+    train, test = standardised(train, test)
     classes = int(labels.max()) + 1
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     held, kept = order[: len(train) // 10], order[len(train) // 10 :]
@@ -63,7 +64,7 @@ def linear_probe(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> 
             head = _fit(train[kept], labels[kept], classes, candidate, head)
             scores[candidate] = accuracy(head, train[held], labels[held])
         strength = max(scores, key=scores.__getitem__)
-    return accuracy(_fit(train, labels, classes, strength, head), test, truth)
+    return accuracy(_fit(train, labels, classes, strength, head), test, truth, score)
 
 
 def _fit(x: Tensor, y: Tensor, classes: int, strength: float, start: nn.Linear | None = None) -> nn.Linear:
@@ -84,8 +85,8 @@ def _fit(x: Tensor, y: Tensor, classes: int, strength: float, start: nn.Linear |
 
 
 @torch.no_grad()
-def accuracy(head: nn.Module, x: Tensor, y: Tensor) -> float:
-    return (head(x).argmax(1) == y).float().mean().item()
+def accuracy(head: nn.Module, x: Tensor, y: Tensor, score=share_right):
+    return score(head(x).argmax(1), y)
 
 
 def knn_monitor(encoder: Encoder, dataset: Dataset, config: dict, device, k: int = 20, most=(5000, 1000)) -> float:
@@ -103,21 +104,18 @@ def evaluate(
 ) -> dict:  # fmt: skip
     """Evaluate a checkpoint's backbone: {"trained": {...}, "untrained": {...}, "raw": {...}}.
 
-    Each has "knn" and "linear", as fractions of 1. size 0 is `eval_side`'s. build(config) makes the
-    untrained encoder. more(encoder or None, dataset, size, train, test) returns further figures;
-    train (N, F) and test are the features.
+    Each has "knn" and "linear", as fractions of 1; so has "majority", the commonest class's share.
+    k is at most `neighbours`. size 0 is `eval_side`'s. build(config) makes the untrained encoder.
+    more(encoder or None, dataset, size, train (N, F), test) returns further figures of features.
     """
-    config = checkpoint["config"]
-    device = pick_device(device)
-    if not dataset.labelled or not dataset.test:
-        advice = "name labelled images, --dataset cifar10 or --dataset folder --data-dir DIR"
-        raise UserError(f"no labels to evaluate with: {advice}")
+    config, device = checkpoint["config"], pick_device(device)
+    check_labels(dataset)
     size, dataset = size or eval_side(config, dataset.test), dataset.to(device)
     labels, truth = dataset.labelled.labels.cpu(), dataset.test.labels.cpu()
+    k, results = neighbours(k, labels), {}
     encoders = {"trained": load_backbone(checkpoint, build)}
     if controls:
         encoders |= {"untrained": build(config), "raw": None}
-    results = {}
     for name, encoder in encoders.items():
         if encoder is None:
             train, test = raw_pixels(dataset.labelled, size), raw_pixels(dataset.test, size)
@@ -127,9 +125,9 @@ def evaluate(
             if name == "untrained":
                 settle_batchnorm(encoder, dataset.labelled, size, device)
             train, test = (extract(encoder, images, size, device, quiet) for images in (dataset.labelled, dataset.test))
-        results[name] = {"knn": knn(train, labels, test, truth, k), "linear": linear_probe(train, labels, test, truth)}
-        results[name] |= more(encoder, dataset, size, train, test) if more else {}
-    return results
+        right = knn(train, labels, test, truth, k, score=torch.eq), linear_probe(train, labels, test, truth, torch.eq)
+        results[name] = figures(*right, truth) | (more(encoder, dataset, size, train, test) if more else {})
+    return results | ({"majority": majority(labels, truth)} if controls else {})
 
 
 def load_backbone(checkpoint: dict, build=encoder_of) -> Encoder:
@@ -154,18 +152,15 @@ def program(argv: list[str] | None = None, parser: Parser | None = None, build=e
     if build is encoder_of and (config["arch"] not in ARCHITECTURES or config.get("drop_last_stage")):
         raise UserError(f"{args.run}: a run of lab.train; evaluate it with: python -m lab.evaluate {args.run}")
     if args.export:
-        save_tensors(load_backbone(checkpoint, build).backbone.state_dict(), args.export, "--export")
-        print(f"{args.export}: the {config['arch']} backbone, a plain state_dict")
-        return
+        return export(load_backbone(checkpoint, build).backbone, config, args.export)
     check_evaluation(args)
     more = more_of(args, config) if more_of else None
     started, dataset = time.perf_counter(), load_for(config, args)
     results = evaluate(checkpoint, dataset, args.size, args.device, args.k, build=build, more=more)
-    seconds = time.perf_counter() - started
-    print(f"{len(dataset.labelled)} labelled and {len(dataset.test)} test images, {seconds:.0f} s")
-    print(accuracy_table(results))
+    print(summary(dataset, args.k, time.perf_counter() - started))
+    print(accuracy_table(results), *(notes := cautions(checkpoint, dataset)), sep="\n")
     if args.json:
-        save_results(results, config, args)
+        save_results(results, config, args, dataset, notes)
 
 
 main = command(program)

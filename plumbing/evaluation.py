@@ -7,9 +7,12 @@ from pathlib import Path
 
 from plumbing.command_line import Parser, UserError, check_device
 from plumbing.devices import hardware
+from plumbing.files import Dataset
 from plumbing.runs import save_text
+from plumbing.scores import neighbours
 
-HEADS = {"knn": "kNN", "linear": "linear", "linear_1": "linear, 1 %", "linear_10": "linear, 10 %"}
+HEADS = {"knn": "kNN", "linear": "linear", "knn_balanced": "kNN, balanced", "linear_balanced": "linear, balanced"}
+HEADS |= {"linear_1": "linear, 1 %", "linear_10": "linear, 10 %"}
 HEADS |= {"augmented": "linear, augmented", "finetune": "fine-tuned"}
 
 
@@ -57,19 +60,31 @@ def accuracy_table(results: dict) -> str:
 def dataset_options(config: dict, args: argparse.Namespace) -> dict:
     """What `data.load` needs for the run's own dataset, or for the one that the command line names.
 
-    Only the run's own dataset inherits --subset and --holdout.
+    Only the run's own dataset inherits --subset and --holdout. Downloads are not looked for in a
+    folder of images.
     """
-    name, place = args.dataset or config["dataset"], args.data_dir or config["data_dir"]
-    own = name == config["dataset"] and (name != "folder" or place == config["data_dir"])
+    name, before = args.dataset or config["dataset"], config["data_dir"]
+    if not args.data_dir and name == "folder" != config["dataset"]:
+        raise UserError("--dataset folder: name it with --data-dir")
+    apart = "folder" in (name, config["dataset"]) and name != config["dataset"]
+    place = args.data_dir or ("data" if apart else before)
+    own = name == config["dataset"] and (name != "folder" or Path(place).resolve() == Path(before).resolve())
     inherited = config if own else {"subset": 0, "holdout": 0}
     options = {
         key: inherited[key] if getattr(args, key) is None else getattr(args, key) for key in ("subset", "holdout")
     }
-    options |= {"name": name, "data_dir": place, "size": args.size or config["size"]}
-    return options | {key: config[key] for key in ("cache_gb", "workers", "cache_dir") if key in config}
+    size = args.size or max(config["size"], config["eval_size"] * 7 // 8)  # decoded sides are 8/7 of it
+    options |= {"name": name, "data_dir": place, "size": size}
+    return options | {key: config[key] for key in ("cache_gb", "workers", "cache_dir", "fit") if key in config}
 
 
-def save_results(results: dict, config: dict, args: argparse.Namespace) -> None:
+def save_results(results: dict, config: dict, args: argparse.Namespace, dataset: Dataset, notes: list[str]) -> None:
     """Write the figures, and what they were measured with, as JSON to --json."""
-    note = {"run": args.run, "k": args.k, "hardware": hardware(args.device), "date": time.strftime("%Y-%m-%d")}
+    note = {
+        "run": args.run,
+        "k": neighbours(args.k, dataset.labelled.labels),
+        "cautions": notes,
+        "hardware": hardware(args.device),
+        "date": time.strftime("%Y-%m-%d"),
+    }
     save_text(json.dumps(results | note | {"config": config}, indent=1) + "\n", args.json, "--json")

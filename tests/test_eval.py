@@ -2,25 +2,30 @@
 
 import json
 import re
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY
+from PIL import Image
 from torch import nn
 
 import data
 import eval_linear as program
 import train
 from eval_linear import eval_side, evaluate, knn, linear_probe
-from models import Encoder, encoder_of
-from plumbing.command_line import Parser
-from plumbing.evaluation import accuracy_table, evaluation_options
+from models import encoder_of
+from plumbing.command_line import Parser, UserError
+from plumbing.evaluation import accuracy_table, dataset_options, evaluation_options
 from plumbing.features import extract, random_images, raw_pixels, settle_batchnorm
 from plumbing.files import Images
-from plumbing.image_ops import whole_image
+from plumbing.fingerprints import twins
+from plumbing.image_ops import normalize, whole_image
 from plumbing.runs import read_checkpoint, save_tensors
+from plumbing.scores import figures, neighbours
 
 CPU, ROOT = torch.device("cpu"), Path(__file__).parent.parent
 
@@ -168,7 +173,10 @@ def test_the_command_prints_a_table_and_writes_fractions_beside_both_controls(ru
         assert all(0 <= v <= 1 for v in row.values())
         assert f"{100 * row['knn']:.1f}" in printed and name in printed
     assert "96 labelled and 40 test images" in printed
-    assert figures["k"] == 20 and figures["config"]["arch"] == "resnet10" and figures["date"] and figures["hardware"]
+    assert figures["k"] == 17, "the smallest class has 9 images"
+    assert "k = 17 (with 20, the smallest class could not win a vote)" in printed and figures["cautions"] == []
+    assert set(figures["majority"]) == {"knn", "linear"} and "majority" in printed
+    assert figures["config"]["arch"] == "resnet10" and figures["date"] and figures["hardware"]
 
 
 def test_the_same_checkpoint_gives_the_same_figures(run):
@@ -211,21 +219,50 @@ def test_the_table_shows_percent_with_spread_and_gaps():
 # ------------------------------------------------------------------------------------------- export
 
 
-def test_the_exported_backbone_loads_into_torchvisions_resnet18_as_the_docs_say(tmp_path, monkeypatch):
-    encoder = Encoder("resnet18", 32, dim=16, hidden=16)
-    config = {"arch": "resnet18", "size": 32, "width": 0, "dim": 16, "layers": 2, "hidden": 16, "seed": 0}
-    save_tensors({"config": config, "encoder": encoder.state_dict(), "optimizer": {}}, tmp_path / "last.pt", "it")
-    assert program.main([str(tmp_path / "last.pt"), "--export", str(tmp_path / "backbone.pt")]) == 0
+def checkpoint_of(place, arch="resnet10", size=24, width=0):
+    """A checkpoint whose BatchNorm statistics are not those of the start; returns its encoder."""
+    config = TINY | {"arch": arch, "size": size, "width": width, "seed": 0, "layers": 2, "dim": 16, "hidden": 16}
+    encoder = encoder_of(config).eval()
+    for norm in (module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    save_tensors({"config": config, "encoder": encoder.state_dict(), "optimizer": {}}, place / "last.pt", "it")
+    return encoder
 
+
+def lines_of_docs(arch, size):
+    """The block of docs/usage.md that belongs to a run with this backbone and size."""
+    text = (ROOT / "docs" / "usage.md").read_text()
+    return re.search(rf"`--arch {arch} --size {size}`[^`]*```python\n(.*?)```", text, re.S)[1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("arch", "size"), [("resnet10", 24), ("resnet18", 96)])
+def test_the_lines_of_the_docs_rebuild_the_exported_backbone_to_the_last_bit(tmp_path, monkeypatch, capsys, arch, size):
+    encoder = checkpoint_of(tmp_path, arch, size)
     monkeypatch.chdir(tmp_path)
-    lines = {}
-    texts = "".join(file.read_text() for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
-    blocks = re.findall(r"```python\n(.*?)```", texts, re.S)
-    exec(next(block for block in blocks if "backbone.pt" in block), lines)  # as a reader would
-    model = lines["model"]
-    model.fc = nn.Identity()
-    x = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(model.eval()(x), encoder.eval().features(x))
+    assert program.main(["last.pt", "--export", "backbone.pt"]) == 0
+    printed = capsys.readouterr().out
+    lines, names = lines_of_docs(arch, size), {}
+    assert lines in printed, "the program prints the same"
+    exec(lines, names)  # as a reader would
+    pixels = torch.rand(3, 3, 40, 40)
+    assert torch.equal(names["model"](names["normalize"](pixels)), encoder.features(normalize(pixels).contiguous()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("arch", "size", "width"), [("resnet18", 32, 0), ("resnet10", 65, 8), ("resnet50", 64, 8), ("resnet34", 24, 16)]
+)
+def test_the_printed_lines_rebuild_any_run(tmp_path, monkeypatch, arch, size, width):
+    encoder = checkpoint_of(tmp_path, arch, size, width)
+    monkeypatch.chdir(tmp_path)
+    assert program.main(["last.pt", "--export", "it.pt"]) == 0
+    recipe, names = json.loads((tmp_path / "it.json").read_text()), {}
+    assert recipe["arch"] == arch and recipe["size"] == size and recipe["small_stem"] == (size <= 64)
+    exec("\n".join(recipe["lines"]), names)
+    pixels = torch.rand(3, 3, 72, 72)
+    assert torch.equal(names["model"](names["normalize"](pixels)), encoder.features(normalize(pixels).contiguous()))
 
 
 # ----------------------------------------------------------------------------------------- refusals
@@ -258,7 +295,189 @@ def test_images_without_labels_cannot_be_evaluated_on_and_the_message_says_what_
     for i, path in enumerate(sorted(pictures.glob("train/*/*.png"))[:5]):
         (tmp_path / f"{i}.png").write_bytes(path.read_bytes())
     assert program.main([str(run), "--data-dir", str(tmp_path)]) == 2
-    assert "no labels to evaluate with: name labelled images" in capsys.readouterr().err
+    assert "no labels to evaluate with: no class folders; name labelled images" in capsys.readouterr().err
+
+
+def solid(place, count, colour=(9, 9, 9), first=0):
+    place.mkdir(parents=True, exist_ok=True)
+    for i in range(first, first + count):
+        Image.new("RGB", (16, 16), (i, *colour[1:])).save(place / f"{i:03d}.png")
+
+
+@pytest.mark.parametrize(
+    ("folders", "why"),
+    [
+        (["a"], "all images lie in one folder"),
+        (["train/a", "test/a"], "all images are of one class, a"),
+        (["train/a", "train/b"], "there is train/, but no test/ next to it"),
+        (["train/a", "train/b", "test"], "test/ has no class folders"),
+        (["train", "test/a", "test/b"], "train/ has no class folders"),
+        (["train/a", "test/a", "test/b"], "all training images are of one class, a"),
+    ],
+)
+def test_each_reason_why_there_is_nothing_to_evaluate_with_is_told_apart(run, tmp_path, capsys, folders, why):
+    for folder in folders:
+        solid(tmp_path / folder, 3)
+    assert program.main([str(run), "--data-dir", str(tmp_path)]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and f"no labels to evaluate with: {why}" in said[0]
+
+
+def test_a_test_set_that_cannot_be_read_is_a_reason_of_its_own(run, tmp_path, capsys):
+    for folder in ("train/a", "train/b"):
+        solid(tmp_path / folder, 3)
+    (tmp_path / "test" / "a").mkdir(parents=True)
+    (tmp_path / "test" / "a" / "0.png").write_bytes(b"no image")
+    assert program.main([str(run), "--data-dir", str(tmp_path)]) == 2
+    assert "no labels to evaluate with: none of the test images can be read" in capsys.readouterr().err
+
+
+def figures_of(run, place, tmp_path, *more):
+    file = tmp_path / "figures.json"
+    assert program.main([str(run), "--data-dir", str(place), "--json", str(file), *more]) == 0
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize(("one", "other"), [("bar", "Bar"), ("cat", "kitten")])
+def test_classes_that_only_one_set_has_are_named(run, tmp_path, capsys, one, other):
+    solid(tmp_path / "in" / "train" / "a", 4)
+    solid(tmp_path / "in" / "train" / one, 4, (9, 99, 9))
+    solid(tmp_path / "in" / "test" / "a", 3, first=9)
+    solid(tmp_path / "in" / "test" / other, 3, (9, 99, 9), first=9)
+    cautions = figures_of(run, tmp_path / "in", tmp_path)["cautions"]
+    assert cautions == [f"caution: 1 classes have no training image: {other} (3)",
+                        f"caution: 1 classes have no test image: {one} (4)"]  # fmt: skip
+    assert all(line in capsys.readouterr().out for line in cautions[:1])
+
+
+def test_identical_files_in_both_sets_are_named(run, tmp_path):
+    solid(tmp_path / "in" / "train" / "a", 5)
+    solid(tmp_path / "in" / "train" / "b", 5, (9, 99, 9))
+    solid(tmp_path / "in" / "test" / "a", 3, first=3)  # 3 and 4 are in both
+    solid(tmp_path / "in" / "test" / "b", 3, (9, 99, 9), first=50)
+    (caution,) = figures_of(run, tmp_path / "in", tmp_path)["cautions"]
+    assert caution == (
+        "caution: 2 test images are identical to training images, for instance "
+        "test/a/003.png = train/a/003.png, test/a/004.png = train/a/004.png"
+    )
+
+
+def test_identical_images_in_memory_are_counted_too():
+    pixels = torch.randint(0, 256, (9, 3, 8, 8), dtype=torch.uint8)
+    assert twins(Images(pixels[:6]), Images(pixels[[7, 2, 8]])) == [(1, 2)]
+
+
+def test_unbalanced_classes_get_balanced_accuracies_and_the_majoritys_share(run, tmp_path):
+    for split, counts in (("train", (30, 6)), ("test", (20, 4))):
+        for name, count, colour in zip("ab", counts, ((9, 9, 9), (9, 200, 9))):
+            solid(tmp_path / "in" / split / name, count, colour, first=0 if split == "train" else 40)
+    measured = figures_of(run, tmp_path / "in", tmp_path)
+    assert set(measured["trained"]) == {"knn", "linear", "knn_balanced", "linear_balanced"}
+    assert measured["majority"]["knn"] == pytest.approx(20 / 24) and measured["majority"]["knn_balanced"] == 0.5
+    assert measured["k"] == 11
+
+
+@pytest.mark.parametrize(
+    ("counts", "asked", "k"),
+    [((500,) * 10, 200, 200), ((15, 15, 122), 200, 29), ((1, 500), 200, 1), ((140, 12), 20, 20), ((3, 0, 9), 20, 5)],
+)
+def test_k_is_bound_so_that_the_smallest_class_can_win_a_vote(counts, asked, k):
+    labels = torch.cat([torch.full((count,), c) for c, count in enumerate(counts)])
+    assert neighbours(asked, labels) == k
+
+
+def test_with_the_bound_knn_is_no_majority_vote():
+    """Two well separated classes of 140 and 12 images: with k = 200 all answers were the first."""
+    centres, labels = torch.tensor([[1.0, 0.3], [1.0, -0.3]]), torch.tensor([0] * 140 + [1] * 12)
+    x = centres[labels] + 0.02 * torch.randn(152, 2)
+    truth = torch.tensor([0, 1] * 10)
+    test = centres[truth] + 0.02 * torch.randn(20, 2)
+    assert knn(x, labels, test, truth, 200) == 0.5 and knn(x, labels, test, truth, neighbours(200, labels)) == 1.0
+
+
+def test_balanced_accuracy_is_the_mean_over_the_classes_of_the_test_set():
+    truth = torch.tensor([0] * 6 + [2] * 2)
+    right = torch.tensor([True] * 3 + [False] * 3 + [True] * 2)
+    assert figures(right, right, truth) == {
+        "knn": 5 / 8,
+        "linear": 5 / 8,
+        "knn_balanced": 0.75,
+        "linear_balanced": 0.75,
+    }
+
+
+@pytest.mark.parametrize("faint", [0, 1], ids=["constant", "nearly-constant"])
+def test_a_column_that_is_all_but_constant_in_training_does_not_drown_the_others(faint):
+    """As border pixels of digits are: a quarter of the test images has a faint value in one."""
+    x, y = clusters(1000, spread=1.0)
+    test_x, test_y = clusters(400, spread=1.0, seed=1)
+    column, test_column = torch.zeros(1000, 1), torch.zeros(400, 1)
+    column[:faint], test_column[::4] = 0.004, 0.5
+    clean = linear_probe(x, y, test_x, test_y)
+    marked = linear_probe(torch.cat([x, column], 1), y, torch.cat([test_x, test_column], 1), test_y)
+    assert clean > 0.8 and marked > clean - 0.02
+
+
+def test_features_of_a_single_image_or_of_a_single_class_end_no_probe():
+    x = torch.randn(5, 8)
+    assert linear_probe(x[:1], torch.tensor([0]), x, torch.zeros(5, dtype=torch.long)) == 1.0
+    assert linear_probe(torch.ones(5, 8), torch.arange(5), x, torch.arange(5)) <= 1.0
+
+
+# ---------------------------------------------------------------------------- which images are meant
+
+
+def test_a_slash_more_or_another_way_to_write_a_folder_keeps_the_runs_holdout(pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(pictures)
+    config = TINY | {"data_dir": str(pictures), "holdout": 20, "subset": 40, "eval_size": 0}
+    for place in (str(pictures) + "/", f"{pictures}/train/..", "link", "./link/"):
+        options = dataset_options(config, parse(["run", "--data-dir", place]))
+        assert (options["holdout"], options["subset"]) == (20, 40), place
+    assert dataset_options(config, parse(["run", "--data-dir", str(pictures / "train")]))["holdout"] == 0
+
+
+def test_downloads_are_not_looked_for_in_the_runs_folder_of_photographs():
+    config = TINY | {"data_dir": "photographs", "eval_size": 0, "holdout": 0, "subset": 0}
+    assert dataset_options(config, parse(["run", "--dataset", "cifar10"]))["data_dir"] == "data"
+    assert dataset_options(config, parse(["run", "--dataset", "stl10", "--data-dir", "x"]))["data_dir"] == "x"
+    config |= {"dataset": "cifar10", "data_dir": "downloads"}
+    assert dataset_options(config, parse(["run", "--dataset", "cifar100"]))["data_dir"] == "downloads"
+    with pytest.raises(UserError, match="--dataset folder: name it with --data-dir"):
+        dataset_options(config, parse(["run", "--dataset", "folder"]))
+
+
+def test_images_are_decoded_as_large_as_they_are_evaluated(tmp_path):
+    solid(tmp_path, 1)
+    Image.new("RGB", (300, 200)).save(tmp_path / "large.png")
+    for options, side in (({"eval_size": 160}, 160), ({"eval_size": 0}, 64)):
+        config = train.Config(**(TINY | {"data_dir": str(tmp_path), "batch_size": 2} | options))
+        assert train.load_dataset(config).train.side == side
+        measured = data.load(**dataset_options(asdict(config), parse(["run"])))
+        assert measured.train.side == side
+
+
+@pytest.mark.parametrize("where", ["own", "elsewhere"])
+def test_test_images_that_were_trained_on_are_said(pictures, tmp_path, where):
+    place = tmp_path / "images"
+    shutil.copytree(pictures, place)
+    out = str(tmp_path / "run")
+    train.train(train.Config(**(TINY | {"data_dir": str(place), "out": out, "epochs": 1})))
+    if where == "elsewhere":
+        place = place.rename(tmp_path / "moved")
+    assert figures_of(out, place, tmp_path)["cautions"] == []
+    (caution,) = figures_of(out, place, tmp_path, "--holdout", "20")["cautions"]
+    assert caution == "caution: 20 of the 20 test images were trained on without labels"
+
+
+def test_after_files_were_added_nobody_who_trained_is_tested(tmp_path):
+    place, out = tmp_path / "images", str(tmp_path / "run")
+    for name, colour in (("a", (9, 9, 9)), ("b", (9, 200, 9))):
+        solid(place / name, 60, colour)
+    train.train(train.Config(**(TINY | {"data_dir": str(place), "out": out, "epochs": 1})))
+    for i, (name, blue) in enumerate((("a", 30), ("b", 60), ("a", 90))):
+        solid(place / name, 1, (9, 9, blue), first=100 + i)
+    assert figures_of(out, place, tmp_path)["cautions"] == []
 
 
 def test_a_damaged_checkpoint_is_named(run, tmp_path, capsys):

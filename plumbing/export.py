@@ -1,0 +1,88 @@
+"""A backbone for other programs: its weights, what rebuilds the network, and the lines that do it.
+
+The lines need torchvision alone. What they say is looked up in the network itself, because a file
+of weights loads without complaint into a network with another stride.
+"""
+
+import json
+from pathlib import Path
+
+from torch import nn
+from torchvision.models import ResNet, VisionTransformer
+
+from plumbing.image_ops import MEAN, STD
+from plumbing.runs import save_tensors, save_text
+
+ROUNDED = ("image_size", "patch_size", "hidden_dim", "mlp_dim")
+
+
+def export(backbone: nn.Module, config: dict, file: Path) -> None:
+    """Write the weights to file and what rebuilds the network next to it, and print the lines."""
+    recipe = recipe_of(backbone, config)
+    lines = lines_of(recipe, file.name)
+    beside = file.with_suffix(".json") if file.suffix != ".json" else file.with_suffix(".recipe.json")
+    save_tensors(backbone.state_dict(), file, "--export")
+    save_text(json.dumps(recipe | {"lines": lines.splitlines()}, indent=1) + "\n", beside, "--export")
+    print(f"{file}: the {config['arch']} backbone, a plain state_dict; {beside}: what rebuilds it. In Python:\n")
+    print(lines)
+
+
+def recipe_of(backbone: nn.Module, config: dict) -> dict:
+    """What the weights do not say about the network, and what its input is: plain values."""
+    recipe = {"arch": config["arch"], "size": config["size"], "mean": list(MEAN), "std": list(STD)}
+    if isinstance(backbone, ResNet):
+        stages = [stage for stage in backbone.children() if isinstance(stage, nn.Sequential)]
+        recipe |= {"block": type(stages[0][0]).__name__, "depths": [len(stage) for stage in stages]}
+        recipe |= {"width": backbone.conv1.out_channels, "small_stem": backbone.conv1.stride == (1, 1)}
+    elif isinstance(backbone, VisionTransformer):
+        recipe |= {name: getattr(backbone, name) for name in ROUNDED}
+        heads = backbone.encoder.layers[0].num_heads
+        recipe |= {"num_layers": len(backbone.encoder.layers), "num_heads": heads}
+    else:
+        recipe |= {"small_stem": backbone.features[0][0].stride == (1, 1)}
+    return recipe
+
+
+def lines_of(recipe: dict, name: str) -> str:
+    """Python that loads the weights from the file called name as `model`, with torchvision."""
+    imports = ["import torch", "import torchvision", "from torch import nn"]
+    if "depths" in recipe:
+        imports.append(f"from torchvision.models.resnet import {recipe['block']}, ResNet")
+        lines = _resnet(recipe)
+    elif "patch_size" in recipe:
+        names = (*ROUNDED, "num_layers", "num_heads")
+        settings = ", ".join(f"{name}={recipe[name]}" for name in names)
+        lines = [f"model = torchvision.models.VisionTransformer({settings})", "model.heads = nn.Identity()"]
+    else:
+        lines = [f"model = torchvision.models.{recipe['arch']}()", "model.classifier = nn.Identity()"]
+        if recipe["small_stem"]:
+            lines.append("model.features[0][0].stride = (1, 1)  # weights do not tell the stride")
+    mean, std = (tuple(recipe[key]) for key in ("mean", "std"))
+    lines += [
+        f'model.load_state_dict(torch.load("{name}"))',
+        "model.eval()",
+        f"normalize = torchvision.transforms.Normalize({mean}, {std})  # of pixels in [0, 1]",
+        f"# trained on views of {recipe['size']} px: features = model(normalize(pixels))",
+    ]
+    return "\n".join([*imports, "", *lines]) + "\n"
+
+
+def _resnet(recipe: dict) -> list[str]:
+    block, width, whole = recipe["block"], recipe["width"], len(recipe["depths"]) == 4
+    depths = recipe["depths"] + [1] * (not whole)
+    lines = [f"model = ResNet({block}, {depths})"]
+    if width != 64:
+        lines += [
+            f"model.inplanes, model.bn1 = {width}, nn.BatchNorm2d({width})  # torchvision fixes 64 channels",
+            f"model.conv1 = nn.Conv2d(3, {width}, 7, 2, padding=3, bias=False)",
+            f"for i, depth in enumerate({depths}):",
+            f"    stage = model._make_layer({block}, {width} * 2**i, depth, stride=1 if i == 0 else 2)",
+            '    setattr(model, f"layer{i + 1}", stage)',
+        ]
+    if recipe["small_stem"]:
+        lines += [
+            f"model.conv1 = nn.Conv2d(3, {width}, 3, padding=1, bias=False)  # the stem for small views",
+            "model.maxpool = nn.Identity()",
+        ]
+    lines += ["model.layer4 = nn.Identity()"] * (not whole)
+    return [*lines, "model.fc = nn.Identity()"]
