@@ -70,7 +70,7 @@ def _with_parts(dataset: Dataset, train: Images, test: Images | None = None) -> 
         count = int((train.labels >= 0).sum())
         labelled = train.first(count) if count < len(train) else train
         train = replace(train, labels=None) if count < len(train) else train
-        lacks = lacks if count else "none of the images with labels can be read"
+        lacks = lacks or ("" if count else "none of the images with labels can be read")
     if test is not None and not len(test):
         test, lacks = None, "none of the test images can be read"
     return replace(dataset, train=train, labelled=labelled or None, test=test, lacks=lacks)

@@ -52,7 +52,7 @@ def lines_of(recipe: dict, name: str) -> str:
     elif "patch_size" in recipe:
         names = (*ROUNDED, "num_layers", "num_heads")
         settings = ", ".join(f"{name}={recipe[name]}" for name in names)
-        lines = [f"model = torchvision.models.VisionTransformer({settings})", "model.heads = nn.Identity()"]
+        lines = ["model = torchvision.models.VisionTransformer(", f"    {settings}", ")", "model.heads = nn.Identity()"]
     else:
         lines = [f"model = torchvision.models.{recipe['arch']}()", "model.classifier = nn.Identity()"]
         if recipe["small_stem"]:
@@ -61,8 +61,8 @@ def lines_of(recipe: dict, name: str) -> str:
     lines += [
         f'model.load_state_dict(torch.load("{name}"))',
         "model.eval()",
-        f"normalize = torchvision.transforms.Normalize({mean}, {std})  # of pixels in [0, 1]",
-        f"# trained on views of {recipe['size']} px: features = model(normalize(pixels))",
+        f"normalize = torchvision.transforms.Normalize({mean}, {std})",
+        f"# features = model(normalize(pixels in [0, 1])); trained on views of {recipe['size']} px",
     ]
     return "\n".join([*imports, "", *lines]) + "\n"
 
@@ -74,7 +74,7 @@ def _resnet(recipe: dict) -> list[str]:
     if width != 64:
         lines += [
             f"model.inplanes, model.bn1 = {width}, nn.BatchNorm2d({width})  # torchvision fixes 64 channels",
-            f"model.conv1 = nn.Conv2d(3, {width}, 7, 2, padding=3, bias=False)",
+            *[f"model.conv1 = nn.Conv2d(3, {width}, 7, 2, padding=3, bias=False)"] * (not recipe["small_stem"]),
             f"for i, depth in enumerate({depths}):",
             f"    stage = model._make_layer({block}, {width} * 2**i, depth, stride=1 if i == 0 else 2)",
             '    setattr(model, f"layer{i + 1}", stage)',

@@ -35,7 +35,7 @@ def standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     deviation, and would drown all others.
     """
     constant = train.amax(0) == train.amin(0)
-    mean, scale = train.mean(0), torch.where(constant, 0, 1 / train.std(0))
+    mean, scale = train.mean(0), torch.where(constant, 0, 1 / train.std(0, correction=min(1, len(train) - 1)))
     train, test = (train - mean) * scale, (test - mean) * scale
     return train, test.clamp(-train.abs().max(), train.abs().max())
 
@@ -50,11 +50,11 @@ def figures(knn: Tensor, linear: Tensor, truth: Tensor) -> dict[str, float]:
     The balanced accuracy is the mean over the classes of the test set.
     """
     counts, rights = truth.bincount(), {"knn": knn, "linear": linear}
-    found = {name: right.float().mean().item() for name, right in rights.items()}
+    shares = {name: right.float().mean().item() for name, right in rights.items()}
     if counts.max() > 1.5 * counts[counts > 0].min():
         for name, right in rights.items():
-            found[f"{name}_balanced"] = (truth.bincount(right.double())[counts > 0] / counts[counts > 0]).mean().item()
-    return found
+            shares[f"{name}_balanced"] = (truth.bincount(right.double())[counts > 0] / counts[counts > 0]).mean().item()
+    return shares
 
 
 def majority(labels: Tensor, truth: Tensor) -> dict[str, float]:

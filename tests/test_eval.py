@@ -233,7 +233,7 @@ def checkpoint_of(place, arch="resnet10", size=24, width=0):
 def lines_of_docs(arch, size):
     """The block of docs/usage.md that belongs to a run with this backbone and size."""
     text = (ROOT / "docs" / "usage.md").read_text()
-    return re.search(rf"`--arch {arch} --size {size}`[^`]*```python\n(.*?)```", text, re.S)[1]
+    return re.search(rf"`--arch {arch} --size {size}`.*?```python\n(.*?)```", text, re.S)[1]
 
 
 @torch.no_grad()
@@ -424,7 +424,7 @@ def test_features_of_a_single_image_or_of_a_single_class_end_no_probe():
     assert linear_probe(torch.ones(5, 8), torch.arange(5), x, torch.arange(5)) <= 1.0
 
 
-# ---------------------------------------------------------------------------- which images are meant
+# --------------------------------------------------------------------------- which images are meant
 
 
 def test_a_slash_more_or_another_way_to_write_a_folder_keeps_the_runs_holdout(pictures, tmp_path, monkeypatch):

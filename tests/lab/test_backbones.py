@@ -1,6 +1,9 @@
 """Backbones that the core lacks: shapes, stems, torchvision's parameter names, the same weights."""
 
+import json
+import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ import models
 from lab.backbones import ARCHITECTURES, MOBILE, build_backbone, encoder_for, encoder_of
 from models import Encoder
 from plumbing.command_line import UserError
+from plumbing.export import export
 
 FEATURES = {"mobilenet_v2": 1280, "mobilenet_v3_small": 576, "efficientnet_b0": 1280, "vit_tiny": 192}
 
@@ -135,3 +139,52 @@ def test_a_two_branch_method_has_no_projector():
     ours, other = (encoder_of(CONFIG | {"method": method}) for method in ("ours", "byol"))
     assert isinstance(other.projector, nn.Identity) and not isinstance(ours.projector, nn.Identity)
     assert same(ours.backbone.state_dict(), other.backbone.state_dict())
+
+
+# ---------------------------------------------------------------------------------------- exporting
+
+
+def exported(arch, size, width, drop, place):
+    """A backbone with statistics of its own, and the lines that its export prints."""
+    net = build_backbone(arch, size, width, drop).eval()
+    for norm in (module for module in net.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    export(net, {"arch": arch, "size": size}, place)
+    return net, "\n".join(json.loads(place.with_suffix(".json").read_text())["lines"]) + "\n"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("arch", "size", "width", "drop"),
+    [
+        ("mobilenet_v2", 32, None, False), ("mobilenet_v2", 96, None, False), ("mobilenet_v3_small", 64, None, False),
+        ("efficientnet_b0", 32, None, False), ("vit_tiny", 32, None, False), ("vit_tiny", 96, 96, False),
+        ("resnet18", 32, 16, True), ("resnet34", 96, None, True),
+    ],
+)  # fmt: skip
+def test_the_lines_of_an_export_rebuild_the_network_to_the_last_bit(
+    tmp_path, monkeypatch, capsys, arch, size, width, drop
+):
+    monkeypatch.chdir(tmp_path)
+    net, lines = exported(arch, size, width, drop, Path("backbone.pt"))
+    names, x = {}, views(size)
+    exec(lines, names)
+    assert torch.equal(names["model"](x), net(x)) and lines in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arch", "size"), [("mobilenet_v2", 32), ("vit_tiny", 32)])
+def test_the_docs_have_the_lines_of_each_family(tmp_path, monkeypatch, arch, size):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs" / "usage.md").read_text()
+    block = re.search(rf"`--arch {arch} --size {size}`.*?```python\n(.*?)```", text, re.S)[1]
+    assert exported(arch, size, None, False, Path("backbone.pt"))[1] == block
+
+
+def test_the_weights_of_a_small_mobile_network_alone_give_other_features(tmp_path):
+    """Why an export says more than the weights: they load without complaint."""
+    (net, _), x = exported("mobilenet_v2", 32, None, False, tmp_path / "backbone.pt"), views(32)
+    other = tv.mobilenet_v2().eval()
+    other.classifier = nn.Identity()
+    other.load_state_dict(net.state_dict())
+    assert (other(x) - net(x)).norm() > 0.1 * net(x).norm()
