@@ -90,7 +90,7 @@ class MemoryBank(nn.Module):
 
     def write(self, index: Tensor, z: Tensor) -> None:
         """Set the rows of the images index (B,) to z (B, D)."""
-        self.weight[self.locate(index)] = z
+        self.weight[self.locate(index)] = z.to(self.weight.dtype)
 
     def similarity(self, z: Tensor, columns: Tensor | None = None) -> Tensor:
         """Cosine similarities s_ij = z_i · w_j: (B, N), or (B, M) for the M rows in columns.
@@ -144,13 +144,13 @@ class MemoryBank(nn.Module):
         columns, pull = self._pull(z, index, similarity, columns, target)
         if weight is not None:
             pull *= weight[:, None]
-        rows = self.weight if columns is None else self.weight.index_select(0, columns)  # (M, D)
+        rows = (self.weight if columns is None else self.weight.index_select(0, columns)).to(z.dtype)  # (M, D)
 
         # w_k <- normalise( m w_k + (1 - m) Σ_i ([k = y_i] - P_k^(i)) z_i )    for the M rows k in P
         _add_product(rows, pull.T, z, self.momentum)
         _normalise(rows, pull.T, z)
-        if columns is not None:
-            self.weight[columns] = rows
+        if rows is not self.weight:
+            self.weight[... if columns is None else columns] = rows.to(self.weight.dtype)
 
     def _pull(self, z, index, similarity=None, columns=None, target=None) -> tuple[Tensor | None, Tensor]:
         """The rows that move (M,) (None: all), and how much each z_i pulls each of them, (B, M)."""

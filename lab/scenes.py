@@ -78,6 +78,13 @@ def read_image(path: Path, mode: str | None = "RGB") -> np.ndarray:
         raise UserError(f"{path}: cannot be read ({error})") from error
 
 
+def check_files(paths: list[Path], source: Path) -> None:
+    """Raises UserError, before training starts, for images that `source` names and nobody has."""
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(f"{source}: {len(missing)} of its {len(paths)} images are missing, for instance {missing[0]}")
+
+
 # ------------------------------------------------------------------------------------------- shapes
 
 
@@ -123,11 +130,15 @@ def _coco_instances(file: Path, root: Path) -> tuple[dict[int, str], list]:
         names = {c["id"]: c["name"] for c in content["categories"]}
         objects = {image["id"]: [] for image in content["images"]}
         for annotation in content["annotations"]:
+            if len(annotation["bbox"]) != 4 or annotation["category_id"] not in names:
+                raise ValueError(f"annotation {annotation.get('id')} has a wrong bbox or class")
             objects[annotation["image_id"]].append(annotation)
         folder = root / file.stem.removeprefix("instances_")
-        return names, [(folder / image["file_name"], objects[image["id"]]) for image in content["images"]]
+        items = [(folder / image["file_name"], objects[image["id"]]) for image in content["images"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: not COCO's instances ({type(error).__name__}: {error})") from error
+    check_files([path for path, _ in items], file)
+    return names, items
 
 
 def _coco_scene(item, labels: dict[int, int], task: str):
@@ -165,6 +176,9 @@ def voc(root: Path, task: str) -> list[Scenes]:
     splits = []
     for names in _voc_splits(root, task):
         splits.append([(root, name, _voc_objects(annotations / f"{name}.xml")) for name in names])
+        check_files([root / "JPEGImages" / f"{name}.jpg" for name in names], annotations)
+        if task == "segmentation":
+            check_files([root / "SegmentationObject" / f"{name}.png" for name in names], annotations)
     classes = tuple(sorted({name for items in splits for *_, objects in items for name, *_ in objects}))
     return [Scenes(classes, items, partial(_voc_scene, classes=classes, task=task), workers=2) for items in splits]
 

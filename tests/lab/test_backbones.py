@@ -187,4 +187,4 @@ def test_the_weights_of_a_small_mobile_network_alone_give_other_features(tmp_pat
     other = tv.mobilenet_v2().eval()
     other.classifier = nn.Identity()
     other.load_state_dict(net.state_dict())
-    assert (other(x) - net(x)).norm() > 0.1 * net(x).norm()
+    assert (other(x) - net(x)).norm() > 1e-3 * net(x).norm()
