@@ -313,3 +313,13 @@ def test_defaults_are_those_of_a_run():
 def test_views_stay_in_the_range_of_pixels():
     x = denormalized(Augment(jitter=(0.9, 0.9, 0.9, 0.5), jitter_p=1, blur_p=0.5)(bytes_of(64)))
     assert x.min() >= -1e-5 and x.max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("options", [{}, STILL, {"blur_p": 1.0, "solarize_p": 1.0, "jitter_p": 1.0}])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_augmenting_leaves_the_callers_images_as_they_are(options, dtype):
+    x = photos().to(dtype)
+    before = x.clone()
+    Augment(**options)(x)
+    whole_image(x, 32)
+    assert torch.equal(x, before)

@@ -1,5 +1,6 @@
 """The memory bank: how it starts, what it shows, how it moves, and what it refuses."""
 
+import copy
 from dataclasses import fields
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bank import MemoryBank
+from bank import RULES, MemoryBank
 from loss import nce
 from train import Config
 
@@ -366,3 +367,22 @@ def test_the_bank_is_saved_with_the_state():
     one, two = bank_of(), MemoryBank(N, D)
     two.load_state_dict(one.state_dict())
     assert torch.equal(one.weight, two.weight)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("columns", [None, torch.tensor([1, 2, 4, 0])])
+@pytest.mark.parametrize(
+    ("weight", "views"),
+    [(torch.float32, torch.float64), (torch.float16, torch.float32), (torch.bfloat16, torch.float64)],
+    ids=str,
+)
+def test_a_bank_and_views_of_any_precision_move_as_in_float32(rule, columns, weight, views):
+    z, index = F.normalize(torch.randn(3, 8), dim=1), torch.tensor([1, 4, 2])
+    bank = MemoryBank(6, 8, 0.5, rule)
+    other = copy.deepcopy(bank).to(weight)
+    bank.update(z, index, columns=columns)
+    other.update(z.to(views), index, columns=columns)
+    assert other.weight.dtype == weight
+    torch.testing.assert_close(other.weight.float(), bank.weight, atol=2e-2, rtol=0)
+    other.init_forward(nn.Identity(), [(torch.randn(6, 8), torch.arange(6))])
+    assert other.weight.dtype == weight and torch.isfinite(other.weight.float()).all()

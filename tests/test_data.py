@@ -1,8 +1,12 @@
 """Datasets by name, folders of real files in every condition, and the drawn shapes."""
 
 import os
+import re
 import struct
+import subprocess
+import sys
 import urllib.request
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
@@ -11,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
+from PIL import Image, features
 
 import data
 from data import load
@@ -346,6 +350,22 @@ def too_many_pixels(path):
     path.write_bytes(raw)
 
 
+def too_large(path):
+    save(path, size=(5, 4))
+    raw = bytearray(path.read_bytes())
+    raw[16:24] = struct.pack(">II", 14_000, 14_000)  # a PNG of 196 million pixels
+    raw[29:33] = struct.pack(">I", zlib.crc32(raw[12:29]))
+    path.write_bytes(raw)
+
+
+def broken_avif(path, share):
+    if not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    Image.effect_noise((64, 64), 90).convert("RGB").save(path)
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(share * len(raw))])
+
+
 def nonsense_in_exif(path):
     """A whole photograph whose camera wrote text where EXIF has a number (the image's width)."""
     entries = [(256, 2, 4, b"abc\0"), (274, 3, 1, struct.pack("<HH", 6, 0))]
@@ -365,8 +385,27 @@ def nonsense_in_exif(path):
         (truncated, "a.png"),
         (header_cut_short, "a.png"),
         (too_many_pixels, "a.bmp"),
+        (too_large, "a.png"),
+        (lambda path: broken_avif(path, 0.9), "a.avif"),
+        (lambda path: broken_avif(path, 0.5), "a.avif"),
+        (lambda path: path.write_bytes(b"\0\0\0\x20ftypavif" + bytes(40)), "a.avif"),
+        (lambda path: path.write_bytes(b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40)), "a.jp2"),
     ],
-    ids=["empty", "cut-gif", "odd-ppm", "dead-link", "cut-jpeg", "cut-png", "png-header", "bomb"],
+    ids=[
+        "empty",
+        "cut-gif",
+        "odd-ppm",
+        "dead-link",
+        "cut-jpeg",
+        "cut-png",
+        "png-header",
+        "bomb",
+        "large-png",
+        "avif-cut",
+        "avif-half",
+        "avif-head",
+        "jp2-head",
+    ],
 )
 def test_no_damaged_file_ends_the_run(tmp_path, capsys, damage, name):
     damage(tmp_path / name)
@@ -374,6 +413,75 @@ def test_no_damaged_file_ends_the_run(tmp_path, capsys, damage, name):
     train = load("folder", tmp_path).train
     assert train.pixels.float().mean((2, 3)).tolist() == [[1, 2, 3]]
     assert f"skipped 1 of 2 images that cannot be read: {tmp_path / name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [(too_large, "exceeds limit of .* pixels"), (lambda path: path.write_bytes(b""), "cannot identify")],
+)
+def test_the_reason_why_a_file_cannot_be_read_is_said(tmp_path, capsys, damage, why):
+    damage(tmp_path / "a.png")
+    save(tmp_path / "good.png")
+    load("folder", tmp_path)
+    assert re.search(rf"a.png \(.*{why}.*\)", capsys.readouterr().out)
+    (tmp_path / "good.png").unlink()
+    with pytest.raises(UserError, match=rf"none of its 1 images can be read, for instance .*a.png \(.*{why}"):
+        load("folder", tmp_path)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.png", b"\xff\xfe.png", "schön.png".encode()])
+@pytest.mark.parametrize("encoding", ["ascii:strict", "utf-8:strict"])
+def test_a_file_with_any_name_is_named_on_any_terminal(tmp_path, name, encoding):
+    save(tmp_path / "good.png")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(b"no image")
+    line = [sys.executable, "-c", f"import data; data.load('folder', {str(tmp_path)!r})"]
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(line, cwd=Path(data.__file__).parent, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"skipped 1 of 2 images" in done.stdout
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_bytes(b"no image any more")])
+def test_an_image_that_goes_during_a_run_from_disk_is_named_in_one_line(mixed, workers, change):
+    train = replace(load("folder", mixed, cache_gb=1e-9).train, workers=workers)
+    change(train.paths[5])
+    with pytest.raises(UserError) as caught:
+        list(train.batches(torch.arange(12), 4, CPU))
+    assert str(caught.value).startswith(f"--data-dir: {train.paths[5]} can no longer be read (")
+    assert "\n" not in str(caught.value) and "--resume" in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------- sides
+
+
+@pytest.mark.parametrize(("size", "share"), [((90, 30), "67%"), ((40, 30), "25%"), ((30, 60), "50%")])
+def test_images_that_lose_their_sides_are_said(tmp_path, capsys, size, share):
+    save(tmp_path / "a.png", size=size)
+    load("folder", tmp_path)
+    assert (
+        f"cut to their central squares: {share} of them lies outside (--fit pad shows all)" in capsys.readouterr().out
+    )
+    load("folder", tmp_path, fit="pad")
+    assert "cut" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cache_gb", [4.0, 1e-9], ids=["memory", "disk"])
+@pytest.mark.parametrize("shape", [(90, 30), (30, 90)])
+def test_padding_shows_the_whole_image(tmp_path, shape, cache_gb):
+    image = Image.new("RGB", shape, COLOURS["red"])
+    image.paste(COLOURS["green"], (0, 0, 30, 30))
+    image.save(tmp_path / "long.png")
+    images = replace(load("folder", tmp_path, fit="pad", cache_gb=cache_gb).train, workers=0)
+    pixels, _ = next(images.batches(torch.tensor([0]), 1, CPU))
+    centre = pixels[0, :, 32] if shape[0] > shape[1] else pixels[0, :, :, 32]  # (3, 64) along the image
+    assert centre[:, 5].tolist() == [*COLOURS["green"]] and centre[:, 60].tolist() == [*COLOURS["red"]]
+    assert pixels[0, :, 0, 0].tolist() == [127, 127, 127] or pixels[0, :, 0, -1].tolist() == [127, 127, 127]
+
+
+def test_what_was_cut_is_not_taken_for_what_is_padded(kept):
+    assert kept()[1] == kept(fit="pad")[1] == 31
+    assert kept()[1] == kept(fit="pad")[1] == 1
 
 
 def test_nonsense_in_a_photographs_exif_does_not_end_the_run(tmp_path):

@@ -1,6 +1,7 @@
 """Detection: drawn scenes, COCO's and VOC's files, average precision, fine-tuning, the study."""
 
 import json
+import re
 from dataclasses import asdict
 
 import numpy as np
@@ -345,11 +346,42 @@ def test_damaged_files_are_named(coco, voc):
     with pytest.raises(UserError, match="instances_val2017.json: not COCO's instances"):
         scenes.load("coco", coco, "detection")
     (voc / "SegmentationObject" / "1.png").unlink()
-    with pytest.raises(UserError, match="1.png: cannot be read"):
-        scenes.load("voc", voc, "segmentation")[0][0]
+    with pytest.raises(UserError, match="1 of its 4 images are missing, for instance .*SegmentationObject/1.png"):
+        scenes.load("voc", voc, "segmentation")
     (voc / "Annotations" / "3.xml").write_text("<annotation><object>")
     with pytest.raises(UserError, match="3.xml: not VOC's annotations"):
         scenes.load("voc", voc, "detection")
+
+
+def without_box(coco, voc):
+    file = coco / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    del content["annotations"][0]["bbox"]
+    file.write_text(json.dumps(content))
+
+
+def with_half_a_box(coco, voc):
+    file = coco / "annotations" / "instances_val2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][1]["bbox"] = [1, 2]
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "change", "message"),
+    [
+        ("coco", lambda coco, voc: (coco / "train2017" / "a.jpg").unlink(), "1 of its 1 images are missing, .*a.jpg"),
+        ("voc", lambda coco, voc: (voc / "JPEGImages" / "0.jpg").unlink(), "1 of its 2 images are missing, .*0.jpg"),
+        ("coco", without_box, "instances_train2017.json: not COCO's instances .*bbox"),
+        ("coco", with_half_a_box, "instances_val2017.json: not COCO's instances .*wrong bbox"),
+    ],
+    ids=["coco-image", "voc-image", "no-box", "half-a-box"],
+)
+def test_what_is_missing_is_named_before_a_detector_trains(run, coco, voc, capsys, dataset, change, message):
+    change(coco, voc)
+    assert program.main([run, "--dataset", dataset, "--data-dir", str({"coco": coco, "voc": voc}[dataset])]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and re.search(message, said[0])
 
 
 # ---------------------------------------------------------------------------------------- the study
