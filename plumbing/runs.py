@@ -88,7 +88,7 @@ _OFF = {
 
 
 # What runs had before these settings existed.
-BEFORE = {"optimizer": "sgd", "muon_momentum": 0.6, "window": 0, "visits": 8}
+BEFORE = {"fit": "crop", "optimizer": "sgd", "muon_momentum": 0.6, "window": 0, "visits": 8}
 
 
 def migrate_config(config: dict) -> dict:

@@ -93,14 +93,15 @@ def test_without_slow_protocols_the_figures_are_those_of_eval_linear(runs):
     dataset = load_dataset(LabConfig(**checkpoint["config"]))
     figures = evaluate(checkpoint, dataset, k=20, device="cpu", quiet=True)
     assert figures == eval_linear.evaluate(checkpoint, dataset, k=20, device="cpu", quiet=True)
-    assert set(figures) == {"trained", "untrained", "raw"}
+    assert set(figures) == {"trained", "untrained", "raw", "majority"}
 
 
 def test_the_slow_protocols_are_measured_for_networks_only(runs, capsys):
     assert program.main([runs("whole"), "--augmented", "--finetune", "--epochs", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "linear, augmented" in lines[1] and "fine-tuned" in lines[1]
-    assert lines[-1].split()[0] == "raw" and lines[-1].split()[-2:] == ["-", "-"]
+    assert "linear, augmented" in lines[2] and "fine-tuned" in lines[2]
+    assert [line.split()[0] for line in lines[-2:]] == ["raw", "majority"]
+    assert all(line.split()[-2:] == ["-", "-"] for line in lines[-2:])
 
 
 @pytest.mark.parametrize("kind", ["mobile", "vit", "byol"])
@@ -213,3 +214,10 @@ def test_bad_options_are_one_line(runs, kind, options, message, capsys):
 def test_a_side_that_a_vision_transformer_does_not_know_is_refused_in_a_study_too(runs, tiny):
     with pytest.raises(UserError, match="--size 16, not 32"):
         evaluate(read_checkpoint(runs("vit")), load_dataset(tiny()), size=32)
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_few_labels_with_one_image_a_draw_or_a_class_end_in_a_figure(classes):
+    x, labels = torch.randn(8, 5), torch.arange(8) % classes
+    mean, spread = few_labels(x, labels, x, labels, 0.01)
+    assert 0 <= mean <= 1 and spread >= 0
