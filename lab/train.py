@@ -95,7 +95,7 @@ def started(config: LabConfig, count: int, device: torch.device):
     """The learner of a new run: with the encoder and the bank of --init-from."""
     run = build(config, count, device)
     if config.init_from:
-        start_from(run, read_checkpoint(config.init_from), config)
+        start_from(run, read_checkpoint(config.init_from, LabConfig), config)
     return run
 
 

@@ -3,11 +3,10 @@
 import argparse
 import json
 import time
-from pathlib import Path
 
-from plumbing.command_line import Parser, UserError, check_device
+from plumbing.command_line import Parser, UserError, check_device, flag, output
 from plumbing.devices import hardware
-from plumbing.runs import save_text
+from plumbing.outputs import save_text
 
 HEADS = {"knn": "kNN", "linear": "linear", "linear_1": "linear, 1 %", "linear_10": "linear, 10 %"}
 HEADS |= {"augmented": "linear, augmented", "finetune": "fine-tuned"}
@@ -25,20 +24,22 @@ def evaluation_options(parser: Parser, datasets: tuple[str, ...]) -> Parser:
     )
     parser.add_argument("--k", type=int, default=200, help="neighbours of kNN [200]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, as fractions of 1")
-    parser.add_argument("--export", type=Path, metavar="FILE", help="write the backbone's state_dict there and stop")
+    parser.add_argument("--json", type=output, metavar="FILE", help="write the figures there, as fractions of 1")
+    parser.add_argument("--export", type=output, metavar="FILE", help="write the backbone's state_dict there and stop")
     return parser
 
 
-def check_evaluation(args: argparse.Namespace) -> None:
-    """Raises UserError, naming the option, for what no run could make right."""
-    if args.k < 1 or args.size < 0:
-        raise UserError("--k must be at least 1, and --size not negative")
-    if args.json and not args.json.parent.is_dir():
-        raise UserError(f"--json {args.json}: the folder {args.json.parent} does not exist")
-    if args.json and args.json.is_dir():
-        raise UserError(f"--json {args.json}: a folder; name a file in it")
+def evaluation_arguments(parser: Parser, datasets: tuple[str, ...], argv) -> argparse.Namespace:
+    """The command line of an evaluation. Raises UserError for what no run could make right."""
+    args = evaluation_options(parser, datasets).parse_args(argv)
+    if args.k < 1 or not 0 <= args.size <= 1024:
+        raise UserError("--k must be at least 1, and --size not negative and at most 1024")
+    if args.export:
+        alone = {"run", "export"} | {name for name, value in vars(args).items() if value == parser.get_default(name)}
+        for name in vars(args).keys() - alone:
+            raise UserError(f"--export writes the backbone and stops: leave out {flag(name)}")
     check_device(args.device)
+    return args
 
 
 def accuracy_table(results: dict) -> str:
@@ -70,6 +71,8 @@ def dataset_options(config: dict, args: argparse.Namespace) -> dict:
 
 
 def save_results(results: dict, config: dict, args: argparse.Namespace) -> None:
-    """Write the figures, and what they were measured with, as JSON to --json."""
+    """Write the figures, and what they were measured with, as JSON to --json, if it is given."""
+    if not args.json:
+        return
     note = {"run": args.run, "k": args.k, "hardware": hardware(args.device), "date": time.strftime("%Y-%m-%d")}
     save_text(json.dumps(results | note | {"config": config}, indent=1) + "\n", args.json, "--json")

@@ -22,7 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from plumbing import shapes
-from plumbing.command_line import UserError
+from plumbing.command_line import UserError, loaded
+from plumbing.runs import check_zip
 
 # What Pillow raises for damaged files.
 UNREADABLE = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
@@ -76,9 +77,10 @@ class Images:
         else:
             files = _Files(self.paths, self.side)
             batches = [batch.tolist() for batch in batches]
-            for pixels, index in torch.utils.data.DataLoader(
+            loader = torch.utils.data.DataLoader(
                 files, batch_sampler=batches, num_workers=self.workers, worker_init_fn=_leave_ctrl_c_to_the_main_process
-            ):
+            )
+            for pixels, index in loaded(loader):
                 yield pixels.to(device), index.to(device)
 
 
@@ -119,6 +121,8 @@ def decode(path: Path, side: int) -> np.ndarray:
     """
     with Image.open(path) as image:
         image.draft("RGB", (side, side))  # JPEG: skip resolution that is not needed
+        if image.width * image.height > 2**26:
+            raise ValueError("more than 67 million pixels, which would take gigabytes to decode")
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith(("I", "F")):  # 16-bit and float greyscale, which Pillow would clip
             values = np.asarray(image, dtype=np.float64)
@@ -199,6 +203,7 @@ def _cached(file: Path | None, count: int, side: int) -> tuple[Tensor, Tensor] |
     if not file or not file.is_file():
         return None
     try:
+        check_zip(file)
         kept = torch.load(file, mmap=True, weights_only=True)
         pixels, readable = kept["pixels"], kept["readable"]
         return (pixels, readable) if pixels.shape == (count, 3, side, side) and len(readable) == count else None
