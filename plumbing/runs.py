@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from plumbing import command_line
 from plumbing.command_line import DataLost, Parser, Settings, UserError, add_settings, check_bounds, flag
-from plumbing.outputs import locked, replacing, save_tensors, save_text
+from plumbing.outputs import RUN_FILES, locked, replacing, save_tensors, save_text
 
 
 class Interrupted(KeyboardInterrupt):
@@ -352,8 +352,8 @@ class Journal:
             self.held.enter_context(locked(self.path, busy, folder=True))
             if getattr(self.config, "replaces", now := _stamp(self.path)) != now and not self.resumed:
                 raise UserError(f"--out {self.path}: another process has just trained there; name another folder")
-            if not self.resumed:
-                (self.path / "last.pt").unlink(missing_ok=True)
+            for name in [f"{name}.part" for name in RUN_FILES] + ["last.pt"] * (not self.resumed):
+                (self.path / name).unlink(missing_ok=True)  # a part is what a killed run leaves
         except OSError as error:
             raise UserError(f"--out {self.path}: cannot write there ({error.strerror})") from error
         settings = asdict(self.config) | {"precision": self.run.encoder.precision}
