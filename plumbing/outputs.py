@@ -29,19 +29,19 @@ def checked(place, name: str, inputs=()) -> Path:
     to a run or is one of inputs.
     """
     try:
-        problem = _problem(Path(os.path.realpath(place)), inputs)
+        problem = _problem(Path(os.path.realpath(place)), Path(place).parent, inputs)
     except OSError as error:
         problem = f"cannot be written ({error.strerror})"
     if problem:
-        raise UserError(f"{name} {str(place)!r}: {problem}")
+        raise UserError(f"{name} {place}: {problem}")
     return Path(place)
 
 
-def _problem(path: Path, inputs) -> str:
+def _problem(path: Path, folder: Path, inputs) -> str:
     if path.is_dir():
         return "a folder; name a file in it"
     if not path.parent.is_dir():
-        return f"the folder {path.parent} does not exist; make it first"
+        return f"the folder {folder} does not exist; make it first"
     if path.is_symlink() or (path.exists() and not path.is_file()):
         return "no regular file (a device, a pipe or a link that leads nowhere); name another"
     if path.name in RUN_FILES and (path.parent / "last.pt").exists():

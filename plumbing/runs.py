@@ -180,7 +180,7 @@ def configure(config_class, recipes: dict, argv: list[str] | None, description: 
 
 def _stamp(folder: Path) -> tuple | None:
     """What tells a folder's checkpoint from a later one."""
-    with suppress(FileNotFoundError):
+    with suppress(OSError):
         about = os.stat(folder / "last.pt")
         return about.st_ino, about.st_mtime_ns
 
@@ -234,9 +234,9 @@ class Journal:
         sums = torch.zeros(len(run.LOSSES), dtype=torch.float64)
         self.resumed, self.named, self.held = bool(resume), False, ExitStack()
         if resume:
+            run.load(resume)
             if not 0 <= resume["step"] <= self.total or resume["sums"].shape != sums.shape:
                 raise UserError(f"--resume: step {resume['step']} of {self.total} and its losses do not fit the run")
-            run.load(resume)
             self.step, sums, self.seconds, self.history = (resume[k] for k in ("step", "sums", "seconds", "history"))
         # Losses add up on a GPU: looking at one stalls it, and `epoch_ends` looks at all of them.
         self.sums = sums.to(run.device if run.device.type == "cuda" else "cpu")

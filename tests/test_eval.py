@@ -2,12 +2,13 @@
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY
+from conftest import TINY, UNTRAINED
 from torch import nn
 
 import data
@@ -213,8 +214,8 @@ def test_the_table_shows_percent_with_spread_and_gaps():
 
 def test_the_exported_backbone_loads_into_torchvisions_resnet18_as_the_docs_say(tmp_path, monkeypatch):
     encoder = Encoder("resnet18", 32, dim=16, hidden=16)
-    config = {"arch": "resnet18", "size": 32, "width": 0, "dim": 16, "layers": 2, "hidden": 16, "seed": 0}
-    save_tensors({"config": config, "encoder": encoder.state_dict(), "optimizer": {}}, tmp_path / "last.pt", "it")
+    config = asdict(train.Config(arch="resnet18", size=32, dim=16, hidden=16, layers=2))
+    save_tensors(UNTRAINED | {"config": config, "encoder": encoder.state_dict()}, tmp_path / "last.pt", "it")
     assert program.main([str(tmp_path / "last.pt"), "--export", str(tmp_path / "backbone.pt")]) == 0
 
     monkeypatch.chdir(tmp_path)
@@ -237,7 +238,7 @@ def test_the_exported_backbone_loads_into_torchvisions_resnet18_as_the_docs_say(
         (["nowhere"], "nowhere: no checkpoint there"),
         (["RUN", "--k", "0"], "--k must be at least 1"),
         (["RUN", "--json", "not/there/x.json"], "the folder not/there does not exist"),
-        (["RUN", "--export", "not/there/x.pt"], "--export not/there/x.pt cannot be written"),
+        (["RUN", "--export", "not/there/x.pt"], "--export not/there/x.pt: the folder not/there does not exist"),
         (["RUN", "--dataset", "folder", "--data-dir", "not/there"], "--data-dir not/there: no such folder"),
         (["RUN", "--holdout", "97"], "--holdout 97"),
         (["RUN", "--k", "many"], "--k: invalid int value: 'many'"),

@@ -17,6 +17,7 @@ import contextlib
 import copy
 import io
 import json
+import logging
 import os
 import random
 import resource
@@ -47,6 +48,7 @@ from plumbing.command_line import Parser, UserError, command, flag
 
 torch.set_num_threads(1)
 warnings.simplefilter("ignore")  # Pillow's, of damaged files
+logging.disable()
 KINDS = {"checkpoints": 2000, "images": 5000, "annotations": 60, "lines": 800, "kills": 150, "starved": 40, "pairs": 15}
 TINY = dict(
     dataset="folder", arch="resnet10", width=8, size=16, dim=16, hidden=16, batch_size=16, bank_momentum=0.9,
