@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from multiprocessing import active_children, get_context, parent_process
@@ -289,7 +289,8 @@ def side_by_side(missing: list[tuple[str, LabConfig]], jobs: int, place: tuple, 
                     yield future.result()
         except BaseException as error:
             for process in active_children():
-                os.kill(process.pid, signal.SIGTERM)  # training catches it, saves and stops
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGTERM)  # training catches it, saves and stops
             if isinstance(error, BrokenExecutor):
                 words = "was killed, perhaps because memory ran out: take fewer --jobs"
                 raise UserError(f"one of its processes {words}; the same command goes on") from error

@@ -29,6 +29,11 @@ from train import RECIPES, Config, Pretraining, load_dataset
 
 METHODS = ("ours", "simclr", "moco", "mocov2", "byol", "simsiam", "barlow", "dino")
 
+OURS_ALONE = (  # settings of the bank and of its losses; the other methods have heads of their own
+    "temperature", "bank_momentum", "bank_init", "bank_update", "negatives", "lam", "kl_temperature", "cutmix",
+    "layers", "hidden", "dim", "bank_dtype", "shard_bank", "similarity_gb",
+)  # fmt: skip
+
 
 @dataclass
 class LabConfig(Config):
@@ -45,6 +50,9 @@ class LabConfig(Config):
     bank_dtype: str = option("fp32", "numbers that the bank is kept in", ("fp32", "bf16"))
     shard_bank: bool = option(False, "split the bank's rows over the processes of torchrun", free=True)
     similarity_gb: float = option(1.0, "similarities (B, N) beyond this size are streamed, GB", above=0, free=True)
+
+    def ignored(self) -> tuple[str, ...]:
+        return () if self.method == "ours" else OURS_ALONE
 
     def check(self) -> None:
         super().check()

@@ -46,11 +46,11 @@ def _problem(path: Path, folder: Path, inputs) -> str:
         return "no regular file (a device, a pipe or a link that leads nowhere); name another"
     if path.name in RUN_FILES and (path.parent / "last.pt").exists():
         return "belongs to a run, which needs it; name another file"
+    if any(os.path.realpath(p) == str(path) for p in inputs if isinstance(p, Path) or os.path.exists(p)):
+        return "another option names the same file; name another"
     if path.exists():
         if not os.access(path, os.W_OK):
             return "cannot be written (it is read-only)"
-        if any(os.path.exists(p) and os.path.samefile(path, p) for p in inputs):
-            return "another option names the same file; name another"
         if any(os.path.samestat(path.stat(), os.fstat(number)) for number in (1, 2)):
             return "this program prints there already; name another file"
     _beside(path).exists()  # a name that is too long raises OSError
