@@ -2,13 +2,14 @@
 # make demo    train on the embedded shapes, evaluate, draw: a few minutes on two cores
 # make test    every test, one process per core with one thread each: five to six minutes on two cores
 #              the core's alone, a minute: .venv/bin/python -m pytest tests --ignore tests/lab
+# make hostile damaged files, wrong command lines, kills and starved starts: docs/reliability.md
 # make lint    ruff
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 RUN := runs/demo
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test hostile lint clean
 setup: $(VENV)/ready
 
 $(VENV)/ready: requirements.txt requirements-dev.txt requirements-bench.txt
@@ -25,6 +26,9 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
+
+hostile: setup
+	OMP_NUM_THREADS=1 $(PY) tests/hostile/campaign.py
 
 lint: setup
 	$(PY) -m ruff check .

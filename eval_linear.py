@@ -9,6 +9,7 @@ step, its BatchNorm statistics those of the images) and for the raw pixels. A me
 distance from them. Few labels, augmented probes and fine-tuning: python -m lab.evaluate.
 """
 
+import plumbing  # isort: skip  # noqa: F401  first: Ctrl-C while torch is imported
 import argparse
 import copy
 import sys
@@ -22,7 +23,7 @@ import data
 from models import ARCHITECTURES, Encoder, encoder_of
 from plumbing.command_line import Parser, UserError, command
 from plumbing.devices import pick_device, pick_precision
-from plumbing.evaluation import accuracy_table, check_evaluation, dataset_options, evaluation_options, save_results
+from plumbing.evaluation import accuracy_table, dataset_options, evaluation_arguments, save_results
 from plumbing.export import export
 from plumbing.features import eval_side, extract, random_images, raw_pixels, settle_batchnorm
 from plumbing.files import Dataset
@@ -144,23 +145,24 @@ def load_for(config: dict, args: argparse.Namespace) -> Dataset:
     return data.load(**dataset_options(config, args))
 
 
-def program(argv: list[str] | None = None, parser: Parser | None = None, build=encoder_of, more_of=None) -> None:
+def program(argv=None, parser: Parser | None = None, build=encoder_of, more_of=None, kind=None) -> None:
     """The command line; lab.evaluate adds options to parser and makes `more` from them."""
-    args = evaluation_options(parser or Parser(description=__doc__.split("\n")[0]), data.DATASETS).parse_args(argv)
-    checkpoint = read_checkpoint(args.run)
+    from train import Config  # imported late, because train imports this file
+
+    args = evaluation_arguments(parser or Parser(description=__doc__.split("\n")[0]), data.DATASETS, argv)
+    checkpoint = read_checkpoint(args.run, kind or Config)
     config = checkpoint["config"]
     if build is encoder_of and (config["arch"] not in ARCHITECTURES or config.get("drop_last_stage")):
         raise UserError(f"{args.run}: a run of lab.train; evaluate it with: python -m lab.evaluate {args.run}")
     if args.export:
         return export(load_backbone(checkpoint, build).backbone, config, args.export)
-    check_evaluation(args)
     more = more_of(args, config) if more_of else None
     started, dataset = time.perf_counter(), load_for(config, args)
     results = evaluate(checkpoint, dataset, args.size, args.device, args.k, build=build, more=more)
+    notes = cautions(checkpoint, dataset)
+    save_results(results, config, args, dataset, notes)  # before they are printed: the reader may be gone
     print(summary(dataset, args.k, time.perf_counter() - started))
-    print(accuracy_table(results), *(notes := cautions(checkpoint, dataset)), sep="\n")
-    if args.json:
-        save_results(results, config, args, dataset, notes)
+    print(accuracy_table(results), *notes, sep="\n")
 
 
 main = command(program)

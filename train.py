@@ -17,6 +17,7 @@ bank's first pass and before each step, the order of images once per pass. So a 
 no generator's state, and repeats the uninterrupted run to the last bit on a CPU.
 """
 
+import plumbing  # isort: skip  # noqa: F401  first: Ctrl-C while torch is imported
 import math
 import sys
 from dataclasses import asdict, dataclass

@@ -19,7 +19,7 @@ from bank import MemoryBank
 from figures import plots
 from figures.plots import plt
 from plumbing import shapes
-from plumbing.command_line import Parser, command
+from plumbing.command_line import Parser, UserError, command, output
 from plumbing.runs import replacing
 from train import RECIPES, Config, Pretraining
 
@@ -143,8 +143,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--recipe", choices=RECIPES, default="laptop", help="as in train.py [laptop]")
     parser.add_argument("--images", type=int, default=5000, help="N, the number of images [5000]")
-    parser.add_argument("--picture", type=Path, default=PICTURE, help="[%(default)s]")
+    parser.add_argument("--picture", type=output, default=PICTURE, help="[%(default)s]")
     args = parser.parse_args(argv)
+    if not 1 <= args.images <= 10**9:
+        raise UserError(f"--images must lie in [1, 1000000000], not {args.images}")
     with replacing(args.picture, "the picture") as place:
         draw(Config(**RECIPES[args.recipe]), args.images, place)
     print(args.picture)

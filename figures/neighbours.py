@@ -24,13 +24,15 @@ from torch import Tensor
 from data import DATASETS
 from eval_linear import eval_side, load_for
 from lab.backbones import encoder_of
+from lab.train import LabConfig
 from models import Encoder
-from plumbing.command_line import Parser, UserError, command
+from plumbing.command_line import Parser, UserError, command, output
 from plumbing.devices import pick_device
 from plumbing.evaluation import evaluation_options
 from plumbing.features import extract, random_images, settle_batchnorm
 from plumbing.files import Dataset
-from plumbing.runs import read_checkpoint
+from plumbing.outputs import checked, replacing
+from plumbing.runs import load_state, read_checkpoint
 
 SAME, OTHER = "#0072b2", "#d55e00"  # colour-blind safe
 
@@ -46,7 +48,7 @@ def encoders(checkpoint: dict, dataset: Dataset, size: int, device) -> list[Enco
     """The run's encoder before its first step, with settled BatchNorm, and the checkpoint's."""
     before, after = (encoder_of(checkpoint["config"]).to(device) for _ in range(2))
     settle_batchnorm(before, dataset.train, size, device)
-    after.load_state_dict(checkpoint["encoder"])
+    load_state(after, checkpoint["encoder"], "the run's encoder")
     return [before, after]
 
 
@@ -98,7 +100,7 @@ def draw(checkpoint: dict, dataset: Dataset, path: Path, k: int = 6) -> None:
     axes[0, 0].set_title("image", fontsize=9)
     axes[0, 1].set_title(f"nearest, untrained: {share[0]:.0%} of the same class", fontsize=9, loc="left")
     axes[0, k + 2].set_title(f"nearest, trained: {share[1]:.0%} of the same class (blue)", fontsize=9, loc="left")
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=80, format="png")
     plt.close(figure)
 
 
@@ -119,15 +121,16 @@ def load_images(run: str, config: dict) -> Dataset:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("run", help="a run's folder")
-    parser.add_argument("--out", type=Path, help="the picture [RUN/neighbours.png]")
+    parser.add_argument("--out", type=output, help="the picture [RUN/neighbours.png]")
     args = parser.parse_args(argv)
-    checkpoint = read_checkpoint(args.run)
+    checkpoint = read_checkpoint(args.run, LabConfig)
+    home = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
+    place = args.out or checked(home / "neighbours.png", "--out")
     dataset = load_images(args.run, checkpoint["config"])
     if dataset.test is None or dataset.train.labels is None:
         raise UserError(f"{args.run}: its images have no labels to mark neighbours by")
-    home = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
-    place = args.out or home / "neighbours.png"
-    draw(checkpoint, dataset, place)
+    with replacing(place, "the picture") as beside:
+        draw(checkpoint, dataset, beside)
     print(place)
 
 

@@ -30,10 +30,11 @@ from eval_linear import eval_side
 from figures import neighbours, observe
 from figures.plots import BLUE, GREY, ORANGE, plt
 from lab.train import LabConfig, build
-from plumbing.command_line import Parser, UserError, command
+from plumbing.command_line import Parser, UserError, command, output
 from plumbing.devices import pick_device
 from plumbing.features import extract, random_images
 from plumbing.files import Dataset
+from plumbing.outputs import checked
 from plumbing.runs import migrate_config, read_checkpoint, save_text
 from train import Pretraining
 
@@ -301,14 +302,12 @@ def fill(about: dict, sections: dict) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("run", help="a run's folder")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the page [RUN/page.html]")
+    parser.add_argument("--out", type=output, metavar="FILE", help="the page [RUN/page.html]")
     parser.add_argument("--data-dir", help="where the run's images lie now [as in the run]")
     args = parser.parse_args(argv)
-    checkpoint = read_checkpoint(args.run)
+    checkpoint = read_checkpoint(args.run, LabConfig)
     home = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
-    place = args.out or home / "page.html"
-    if place.is_dir() or not place.parent.is_dir():
-        raise UserError(f"--out {place}: name a file in a folder that exists")
+    place = args.out or checked(home / "page.html", "--out")
     if args.data_dir:
         checkpoint["config"]["data_dir"] = args.data_dir
     html = compose(args.run, home, checkpoint, neighbours.load_images(args.run, checkpoint["config"]))

@@ -16,15 +16,18 @@ last epoch. So a sweep can be interrupted at any time.
 import argparse
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
 import sys
+import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from functools import lru_cache
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 import torch
@@ -35,10 +38,11 @@ from figures.observe import Watch
 from lab.evaluate import evaluate
 from lab.measure import peak_memory
 from lab.train import LabConfig, build, train
-from plumbing.command_line import Parser, UserError, command
+from plumbing.command_line import Parser, UserError, check_device, command, output
 from plumbing.devices import hardware, pick_device, pick_precision
 from plumbing.files import Dataset
-from plumbing.runs import BEFORE, read_checkpoint, replacing, save_text
+from plumbing.outputs import checked, locked, replacing
+from plumbing.runs import BEFORE, read_checkpoint
 from train import RECIPES, load_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,8 +109,11 @@ def read(file: Path) -> list[dict]:
         for run in runs:
             identity(run["config"], run["seed"])
             assert {"name", "data", "epochs", "final", "hardware"} <= run.keys(), "an entry is not whole"
+            figures = [run["final"][key] for key in ("knn", "linear")]
+            figures += [value for row in run["epochs"] for value in (row["epoch"], row["seconds"], row["loss"])]
+            assert run["epochs"] and all(map(math.isfinite, figures)), "its figures are no numbers"
         return runs
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError, OSError) as error:
         raise UserError(f"{file}: damaged ({error}); delete it and run the script again to make it anew") from error
 
 
@@ -116,8 +123,8 @@ def images(**settings) -> Dataset:
     return load_dataset(LabConfig(**settings))
 
 
-def run_one(name: str, config: LabConfig, threads: int, looks: int, controls: bool, keep: str, memory: bool, measure):
-    """Train and evaluate; returns the run's entry in the results.
+def run_one(file: Path, needs, name: str, config: LabConfig, threads: int, looks: int, controls, keep, memory, measure):
+    """Train, evaluate and add the run to the results in file.
 
     measure(checkpoint, dataset), if given, replaces `evaluate`: it returns the final figures, "knn"
     and "linear" among them. A point's init_from is not a place but JSON: the settings in which the
@@ -125,11 +132,37 @@ def run_one(name: str, config: LabConfig, threads: int, looks: int, controls: bo
     is made first, with the same seed, for this point alone.
 
     The run's folder lies in `keep`, or in runs/figures until the run is in the results. A stopped
-    run resumes from it.
+    run resumes from it. Another sweep that wants the same run waits for it.
     """
     torch.set_num_threads(threads)
-    known = hashlib.blake2s(identity(asdict(config), config.seed).encode(), digest_size=6).hexdigest()
+    wanted = identity(asdict(config), config.seed)
+    known = hashlib.blake2s(wanted.encode(), digest_size=6).hexdigest()
     folder = Path(keep or ROOT / "runs" / "figures") / known
+    try:
+        with locked(folder, folder=True):
+            runs = [] if controls else borrowed(file, {wanted}, needs, {fingerprint(config.dataset, config.data_dir)})
+            if not runs:  # else it was made while this process waited
+                runs = [measured(folder, name, config, threads, looks, controls, memory, measure)]
+            add(file, runs)
+            if not keep:
+                shutil.rmtree(folder)
+                shutil.rmtree(f"{folder}-before", ignore_errors=True)
+    finally:
+        if parent_process() and not parent_process().is_alive():
+            os._exit(1)  # nobody takes the result
+
+
+def add(file: Path, runs: list[dict]) -> None:
+    """Add runs to a results file, to which another process may have added others meanwhile."""
+    with replacing(file, "the results") as place:
+        new = {identity(run["config"], run["seed"]) for run in runs}
+        stored = [run for run in read(file) if identity(run["config"], run["seed"]) not in new]
+        lines = ",\n".join(json.dumps(run) for run in stored + runs)
+        place.write_text(f'{{"runs": [\n{lines}\n]}}\n')
+
+
+def measured(folder: Path, name: str, config: LabConfig, threads: int, looks: int, controls, memory, measure) -> dict:
+    """The entry of a run in the results."""
     settings = replace(config, out=str(folder))
     if config.init_from:
         settings.init_from = f"{folder}-before"
@@ -141,9 +174,6 @@ def run_one(name: str, config: LabConfig, threads: int, looks: int, controls: bo
         final = {"trained": measure(checkpoint, dataset)}
     else:
         final = evaluate(checkpoint, dataset, device=config.device, controls=controls, quiet=True)
-    if not keep:
-        shutil.rmtree(folder)
-        shutil.rmtree(f"{folder}-before", ignore_errors=True)
     return {
         "name": name, "method": config.method, "seed": config.seed,
         "config": asdict(replace(config, out="", data_dir="")), "data": fingerprint(config.dataset, config.data_dir),
@@ -156,11 +186,11 @@ def run_one(name: str, config: LabConfig, threads: int, looks: int, controls: bo
 def trained(config: LabConfig, looks: int) -> tuple[dict, Dataset]:
     """The checkpoint of a run, made or resumed in its folder, and its images."""
     folder = config.folder()
-    resume = read_checkpoint(str(folder)) if (folder / "last.pt").exists() else None
+    resume = read_checkpoint(str(folder), LabConfig) if (folder / "last.pt").exists() else None
     where = "dataset data_dir subset holdout size batch_size cache_gb workers cache_dir".split()
     dataset = images(**{field: getattr(config, field) for field in where})
     train(config, resume, dataset, watch=Watch(looks))
-    return read_checkpoint(str(folder)), dataset
+    return read_checkpoint(str(folder), LabConfig), dataset
 
 
 def step_memory(config: LabConfig, dataset: Dataset) -> int:
@@ -191,23 +221,26 @@ def sweep(
         raise UserError(f"{file}: measured on other images than those in --data-dir; name another file with --results")
     wanted = [(name, replace(config, seed=seed)) for seed in seeds for name, config in points.items()]
     need = {identity(asdict(c), c.seed) for _, c in wanted} - {identity(run["config"], run["seed"]) for run in runs}
-    if need and not controls:
-        runs += borrowed(file, need, needs, data_now)
-        need -= {identity(run["config"], run["seed"]) for run in runs}
+    others = borrowed(file, need, needs, data_now) if need and not controls else []
+    need -= {identity(run["config"], run["seed"]) for run in others}
     missing = [(name, c) for name, c in wanted if identity(asdict(c), c.seed) in need]
     if missing:
         file.parent.mkdir(parents=True, exist_ok=True)
+        if others:
+            add(file, others)
         bar = tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc=file.stem, unit="run", smoothing=0)
         with bar:
             try:
-                for run in side_by_side(missing, jobs, looks, controls, keep, memory, measure):
-                    runs.append(run)
-                    lines = ",\n".join(json.dumps(run) for run in runs)
-                    save_text(f'{{"runs": [\n{lines}\n]}}\n', file, "the results")
+                for _, config in missing:  # now, not in a process of the pool
+                    config.check()
+                    if config.dataset == "folder" and not Path(config.data_dir).is_dir():
+                        raise UserError(f"--data-dir {config.data_dir}: no such folder; name that of your images")
+                for _ in side_by_side(missing, jobs, (file, needs), looks, controls, keep, memory, measure):
                     bar.update()
             except UserError as error:
                 raise UserError(f"{file} lacks {len(wanted) - bar.n} of {len(wanted)} runs: {error}") from error
-    by_identity = {identity(run["config"], run["seed"]): run for run in runs}
+        runs = [run for run in read(file) if whole(run, needs)]
+    by_identity = {identity(run["config"], run["seed"]): run for run in runs + others}
     order = sorted(wanted, key=lambda w: list(points).index(w[0]))
     return [by_identity[identity(asdict(c), c.seed)] | {"name": name} for name, c in order]
 
@@ -236,8 +269,8 @@ def neighbour(file: Path) -> list[dict]:
         return []
 
 
-def side_by_side(missing: list[tuple[str, LabConfig]], jobs: int, *options):
-    """Yields the entries of the missing runs as they finish.
+def side_by_side(missing: list[tuple[str, LabConfig]], jobs: int, place: tuple, *options):
+    """Makes the missing runs; yields as they finish. place is the file and the needs of `run_one`.
 
     On an interruption the processes save what they have.
     """
@@ -249,18 +282,39 @@ def side_by_side(missing: list[tuple[str, LabConfig]], jobs: int, *options):
             while waiting or running:
                 while waiting and len(running) < jobs:  # no more: a run in the pool's queue cannot be recalled
                     name, config = waiting.pop(0)
-                    running.add(pool.submit(run_one, name, config, threads, *options))
+                    with interrupts_ignored():  # a process inherits it: the parent stops it with SIGTERM
+                        running.add(pool.submit(run_one, *place, name, config, threads, *options))
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield future.result()
-        except BaseException:
+        except BaseException as error:
             for process in active_children():
-                os.kill(process.pid, signal.SIGTERM)  # training catches it, saves and stops
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGTERM)  # training catches it, saves and stops
+            if isinstance(error, BrokenExecutor):
+                words = "was killed, perhaps because memory ran out: take fewer --jobs"
+                raise UserError(f"one of its processes {words}; the same command goes on") from error
             raise
 
 
+@contextmanager
+def interrupts_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def silence() -> None:
+    """A process of the pool prints nothing, and ends when its parent dies: training saves first."""
     sys.stdout = open(os.devnull, "w")
+
+    def follow():
+        parent_process().join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 # -------------------------------------------------------------------- one command line for all
@@ -290,15 +344,18 @@ def arguments(name: str, description: str, argv: list[str] | None) -> argparse.N
     parser.add_argument("--jobs", type=int, help="runs at the same time, sharing the cores [2; 1 for --scale paper]")
     parser.add_argument("--device", default="auto", help="as in train.py [auto]")
     parser.add_argument("--keep", default="", metavar="DIR", help="keep the runs' folders in DIR")
-    parser.add_argument("--results", type=Path, help=f"the file of results [figures/results/{name}-SCALE.json]")
-    parser.add_argument("--picture", type=Path, help=f"the picture [figures/results/{name}-SCALE.png]")
+    parser.add_argument("--results", type=output, help=f"the file of results [figures/results/{name}-SCALE.json]")
+    parser.add_argument("--picture", type=output, help=f"the picture [figures/results/{name}-SCALE.png]")
     args = parser.parse_args(argv)
     if args.jobs is None:
         args.jobs = 1 if args.scale == "paper" else 2
-    if args.jobs < 1:
-        raise UserError(f"--jobs must be at least 1, not {args.jobs}")
-    args.results = args.results or RESULTS / f"{name}-{args.scale}.json"
-    args.picture = args.picture or args.results.with_suffix(".png")
+    if not 1 <= args.jobs <= 256:
+        raise UserError(f"--jobs must be at least 1 and at most 256, not {args.jobs}")
+    if len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**63 for seed in args.seeds):
+        raise UserError(f"--seeds must be different and not negative, not {args.seeds}")
+    check_device(args.device)
+    args.results = args.results or checked(RESULTS / f"{name}-{args.scale}.json", "--results")
+    args.picture = args.picture or checked(args.results.with_suffix(".png"), "--picture", [args.results])
     return args
 
 
@@ -311,11 +368,7 @@ def figure(name: str, description: str, points, draw=None, argv=None, show=table
     controls, needs, and memory (whether a step's memory is measured). Returns the exit status.
     """
 
-    def stop(*_):
-        raise KeyboardInterrupt
-
     def main(argv: list[str] | None) -> None:
-        signal.signal(signal.SIGTERM, stop)
         args = arguments(name, description, argv)
         base = LabConfig(**(SCALES[args.scale] | {"data_dir": args.data_dir, "device": args.device, "knn_every": 0}))
         base = replace(base, dataset=args.dataset or base.dataset)

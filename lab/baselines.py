@@ -283,9 +283,12 @@ class TwoBranches:
 
     def load(self, checkpoint: dict) -> None:
         load_state(self.encoder, checkpoint["encoder"], "--resume: the run's encoder")
+        stored = checkpoint.get("model")
         for name, tensor in self._tensors().items():
-            tensor.copy_(checkpoint["model"][name])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+            if not isinstance(stored, dict) or getattr(stored.get(name), "shape", None) != tensor.shape:
+                raise UserError(f"--resume: the run's model has another shape ({name})")
+            tensor.copy_(stored[name])
+        load_state(self.optimizer, checkpoint["optimizer"], "--resume: the run's optimizer")
 
     def _tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers of the model; its state_dict would leave out MoCo's queue."""

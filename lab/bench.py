@@ -18,7 +18,6 @@ import statistics
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,7 @@ import torch.nn.functional as F
 from data import Augment, Batch, shuffled, windows
 from lab.measure import in_turn, median, peak_memory, ratio
 from lab.train import LabConfig, build
-from plumbing.command_line import Parser, UserError, check_device, command
+from plumbing.command_line import Parser, UserError, check_device, command, output
 from plumbing.devices import hardware, keep_freed_memory, pick_device, pick_precision
 from plumbing.files import Images
 from plumbing.image_ops import whole_image
@@ -315,13 +314,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0, help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object in the last line")
     text = "write the figures there; without it nothing is written [figures/results/bench/ holds the published ones]"
-    parser.add_argument("--results", type=Path, metavar="FILE", help=text)
+    parser.add_argument("--results", type=output, metavar="FILE", help=text)
     args = parser.parse_args(argv)
     check_device(args.device)
     if args.repeats < 1 or not 0 < args.scale <= 1:
         raise UserError("--repeats must be at least 1 and --scale lie in (0, 1]")
-    if args.results and (args.results.is_dir() or not args.results.parent.is_dir()):
-        raise UserError(f"--results {args.results}: name a file in a folder that exists")
     return args
 
 

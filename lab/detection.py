@@ -29,8 +29,9 @@ from tqdm import tqdm
 from eval_linear import load_backbone
 from lab import scenes
 from lab.scenes import Scenes
+from lab.train import LabConfig
 from models import RESNETS, SMALL, encoder_of
-from plumbing.command_line import Parser, UserError, check_device, command
+from plumbing.command_line import Parser, UserError, check_device, command, loaded, output
 from plumbing.devices import hardware, pick_device
 from plumbing.image_ops import MEAN, STD
 from plumbing.runs import read_checkpoint, save_text
@@ -101,7 +102,7 @@ def finetune(
     model.to(device).train()
     with tqdm(total=total, desc=f"fine-tuning, {name}", unit="step", leave=False) as bar:
         for _ in range(epochs):
-            for batch in batches:
+            for batch in loaded(batches):
                 images, targets = zip(*(_prepared(*scene, draws, device) for scene in batch))
                 loss = sum(model(list(images), list(targets)).values())
                 if not torch.isfinite(loss):
@@ -131,7 +132,7 @@ def predict(model: nn.Module, test: Scenes, device, name=""):
     """
     model.eval()
     batches = torch.utils.data.DataLoader(test, 8, collate_fn=list, num_workers=test.workers)
-    for batch in tqdm(batches, desc=f"testing, {name}", leave=False):
+    for batch in tqdm(loaded(batches), desc=f"testing, {name}", total=len(batches), leave=False):
         for detected, (_, target) in zip(model([image.to(device) for image, _ in batch]), batch):
             detected = {key: value.cpu() for key, value in detected.items()}
             yield detected | ({"masks": detected["masks"][:, 0] > 0.5} if "masks" in detected else {}), target
@@ -261,29 +262,28 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=0.02, help="peak learning rate of SGD [0.02]")
     parser.add_argument("--seed", type=int, default=0, help="of the heads, the order of the images and the flips [0]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, as fractions of 1")
+    parser.add_argument("--json", type=output, metavar="FILE", help="write the figures there, as fractions of 1")
     return parser.parse_args(argv)
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    checkpoint = read_checkpoint(args.run)
+    checkpoint = read_checkpoint(args.run, LabConfig)
     if min(args.epochs, args.batch_size) < 1 or args.size < 0 or not 0 < args.lr < math.inf:
         raise UserError("--epochs and --batch-size must be at least 1, --lr greater than 0, and --size not negative")
-    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
-        raise UserError(f"--json {args.json}: name a file in a folder that exists")
     check_device(args.device)
     started = time.perf_counter()
     train, test = scenes.load(args.dataset, args.data_dir, args.task, args.subset)
     settings = {key: getattr(args, key) for key in ("task", "size", "epochs", "batch_size", "lr", "seed", "device")}
     results, _ = transfer(checkpoint, train, test, **settings)
-    print(f"{len(train)} training and {len(test)} test images, {time.perf_counter() - started:.0f} s")
-    print(table(results))
-    if args.json:
+    seconds = time.perf_counter() - started
+    if args.json:  # before it is printed: nobody may be reading
         note = settings | {"run": args.run, "dataset": args.dataset, "images": len(train), "classes": train.classes}
         note |= {"hardware": hardware(args.device), "date": time.strftime("%Y-%m-%d"), "config": checkpoint["config"]}
         save_text(json.dumps(results | note, indent=1) + "\n", args.json, "--json")
+    print(f"{len(train)} training and {len(test)} test images, {seconds:.0f} s")
+    print(table(results))
 
 
 if __name__ == "__main__":

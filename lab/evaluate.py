@@ -25,6 +25,7 @@ from data import Augment
 from eval_linear import accuracy, linear_probe
 from lab.backbones import encoder_of
 from lab.s3l import restore_last_stage
+from lab.train import LabConfig
 from models import Encoder
 from plumbing.command_line import Parser, UserError, command
 from plumbing.features import extract
@@ -216,7 +217,7 @@ def protocols_of(args, config: dict) -> Protocols:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    eval_linear.program(argv, slow_options(), encoder_of, protocols_of)
+    eval_linear.program(argv, slow_options(), encoder_of, protocols_of, LabConfig)
 
 
 if __name__ == "__main__":

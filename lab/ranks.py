@@ -20,10 +20,20 @@ from torch import Tensor, nn
 from plumbing.command_line import UserError
 from plumbing.runs import Journal, SignalCatcher
 
+GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def grouped() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return all(name in os.environ for name in GROUP) and os.environ["WORLD_SIZE"] != "1"
+
 
 def start(device: torch.device) -> torch.device:
     """Join the group that torchrun has made, if there is one; returns this process's device."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+    present = [name for name in GROUP if name in os.environ]
+    if present and not grouped() and {os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")} != {"0", "1"}:
+        raise UserError(f"{' and '.join(present)} is set, but torchrun did not start this process: unset it")
+    if grouped() and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if count() > 1 and device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -46,7 +56,7 @@ def number() -> int:
 
 def first() -> bool:
     """Whether this is the process that prints and writes."""
-    return int(os.environ.get("RANK", 0)) == 0
+    return not grouped() or int(os.environ["RANK"]) == 0
 
 
 def share_of(batch: int) -> slice:

@@ -10,6 +10,7 @@ Without ImageSets, every fifth image of a VOC folder, by name, is for testing.
 """
 
 import json
+import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -128,17 +129,46 @@ def _coco_instances(file: Path, root: Path) -> tuple[dict[int, str], list]:
     try:
         content = json.loads(file.read_text())
         names = {c["id"]: c["name"] for c in content["categories"]}
+        if not all(isinstance(name, str) for name in names.values()):
+            raise ValueError("the name of a category is no text")
         objects = {image["id"]: [] for image in content["images"]}
         for annotation in content["annotations"]:
-            if len(annotation["bbox"]) != 4 or annotation["category_id"] not in names:
-                raise ValueError(f"annotation {annotation.get('id')} has a wrong bbox or class")
+            _check_annotation(annotation)
+            if annotation["category_id"] not in names:
+                raise ValueError(f"annotation {annotation.get('id')} has an unknown class")
             objects[annotation["image_id"]].append(annotation)
         folder = root / file.stem.removeprefix("instances_")
-        items = [(folder / image["file_name"], objects[image["id"]]) for image in content["images"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        items = [(_inside(folder, image["file_name"]), objects[image["id"]]) for image in content["images"]]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise UserError(f"{file}: not COCO's instances ({type(error).__name__}: {error})") from error
     check_files([path for path, _ in items], file)
     return names, items
+
+
+def _check_annotation(annotation: dict) -> None:
+    """Raises ValueError for fields that no scene could be made of."""
+    if not _numbers(annotation["bbox"]) or len(annotation["bbox"]) != 4 or annotation.get("iscrowd", 0) not in (0, 1):
+        raise ValueError(f"annotation {annotation.get('id')}: bbox must be four numbers and iscrowd 0 or 1")
+    hash(annotation["category_id"])
+    outline = annotation.get("segmentation", [])
+    if isinstance(outline, dict):
+        fine = isinstance(outline["counts"], str) or _numbers(outline["counts"])
+    else:
+        fine = all(_numbers(polygon) and len(polygon) >= 4 and len(polygon) % 2 == 0 for polygon in outline)
+    if not fine:
+        raise ValueError(f"annotation {annotation.get('id')}: segmentation is no list of polygons or counts")
+
+
+def _numbers(values) -> bool:
+    kinds = isinstance(values, list) and all(type(x) in (int, float) for x in values)
+    return kinds and all(math.isfinite(x) and abs(x) < 1e6 for x in values)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The file called name in a folder. Raises ValueError if the name leads out of it."""
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{name!r} is no file in {folder}")
+    return folder / name
 
 
 def _coco_scene(item, labels: dict[int, int], task: str):
@@ -147,7 +177,11 @@ def _coco_scene(item, labels: dict[int, int], task: str):
     boxes = [(x, y, x + w, y + h) for x, y, w, h in (o["bbox"] for o in objects)]
     masks = None
     if task == "segmentation":
-        masks = [mask_of(o["segmentation"], *image.shape[1:], path) for o in objects]
+        try:
+            masks = [mask_of(o["segmentation"], *image.shape[1:], path) for o in objects]
+        except (ValueError, KeyError, TypeError) as error:
+            problem = f"its segmentation does not fit ({type(error).__name__}: {error})"
+            raise error if isinstance(error, UserError) else UserError(f"{path}: {problem}") from error
     return image, boxes, [labels[o["category_id"]] for o in objects], [o.get("iscrowd", 0) for o in objects], masks
 
 
@@ -195,7 +229,11 @@ def _voc_splits(root: Path, task: str) -> list[list[str]]:
         texts = [(lists / f"{split}.txt").read_text() for split in ("train", "val")]
     except OSError as error:
         raise UserError(f"--data-dir {root}: {error.filename} cannot be read ({error.strerror})") from error
-    return [[line.split()[0] for line in text.splitlines() if line.strip()] for text in texts]
+    listed = [[line.split()[0] for line in text.splitlines() if line.strip()] for text in texts]
+    for name in sum(listed, []):
+        if "/" in name or name in (".", ".."):
+            raise UserError(f"{lists}: {name!r} is no name of an image")
+    return listed
 
 
 def _voc_objects(path: Path) -> list[tuple[str, tuple[float, ...], bool]]:
@@ -207,8 +245,10 @@ def _voc_objects(path: Path) -> list[tuple[str, tuple[float, ...], bool]]:
     try:
         for element in ElementTree.parse(path).iter("object"):
             x0, y0, x1, y1 = (float(element.find("bndbox").findtext(k)) for k in ("xmin", "ymin", "xmax", "ymax"))
-            box = (x0 - 1, y0 - 1, x1, y1)
-            objects.append((element.findtext("name"), box, element.findtext("difficult") == "1"))
+            box = [x0 - 1, y0 - 1, x1, y1]
+            if not _numbers(box) or not element.findtext("name"):
+                raise ValueError("an object without a name, or with an absurd box")
+            objects.append((element.findtext("name"), tuple(box), element.findtext("difficult") == "1"))
     except (OSError, ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not VOC's annotations ({error})") from error
     return objects

@@ -31,6 +31,11 @@ from train import RECIPES, Config, Pretraining, load_dataset
 
 METHODS = ("ours", "simclr", "moco", "mocov2", "byol", "simsiam", "barlow", "dino")
 
+OURS_ALONE = (  # settings of the bank and of its losses; the other methods have heads of their own
+    "temperature", "bank_momentum", "bank_init", "bank_update", "negatives", "lam", "kl_temperature", "cutmix",
+    "layers", "hidden", "dim", "bank_dtype", "shard_bank", "similarity_gb",
+)  # fmt: skip
+
 
 @dataclass
 class LabConfig(Config):
@@ -52,6 +57,9 @@ class LabConfig(Config):
     def rows(self, count: int) -> int:
         """As in train.py; a two-branch method has no rows that age, and no window."""
         return super().rows(count) if self.method == "ours" else count
+
+    def ignored(self) -> tuple[str, ...]:
+        return () if self.method == "ours" else OURS_ALONE
 
     def check(self) -> None:
         super().check()
@@ -108,7 +116,7 @@ def started(config: LabConfig, count: int, device: torch.device, images: Images)
     """The learner of a new run: with the encoder and the bank of --init-from."""
     run = build(config, count, device)
     if config.init_from:
-        before = read_checkpoint(config.init_from)
+        before = read_checkpoint(config.init_from, LabConfig)
         start_from(run, before, config)
         if config.bank_init == "carry":
             check_same(before.get("images"), images, f"--init-from {config.init_from} --bank-init carry")

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from plumbing.outputs import check_zip
+
 KEPT = re.compile(r"[0-9a-f]{24}(\.pt|\.\d+\.part)")
 
 
@@ -35,6 +37,7 @@ def kept(file: Path, fits: Callable[[dict], bool]) -> dict | None:
     if not file.is_file():
         return None
     try:
+        check_zip(file)
         content = torch.load(file, mmap=True, weights_only=True)
         if fits(content):
             with suppress(OSError):

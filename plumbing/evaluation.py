@@ -5,10 +5,10 @@ import json
 import time
 from pathlib import Path
 
-from plumbing.command_line import Parser, UserError, check_device
+from plumbing.command_line import Parser, UserError, check_device, flag, output
 from plumbing.devices import hardware
 from plumbing.files import Dataset
-from plumbing.runs import save_text
+from plumbing.outputs import save_text
 from plumbing.scores import neighbours
 
 HEADS = {"knn": "kNN", "linear": "linear", "knn_balanced": "kNN, balanced", "linear_balanced": "linear, balanced"}
@@ -28,20 +28,22 @@ def evaluation_options(parser: Parser, datasets: tuple[str, ...]) -> Parser:
     )
     parser.add_argument("--k", type=int, default=200, help="neighbours of kNN [200]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, as fractions of 1")
-    parser.add_argument("--export", type=Path, metavar="FILE", help="write the backbone's state_dict there and stop")
+    parser.add_argument("--json", type=output, metavar="FILE", help="write the figures there, as fractions of 1")
+    parser.add_argument("--export", type=output, metavar="FILE", help="write the backbone's state_dict there and stop")
     return parser
 
 
-def check_evaluation(args: argparse.Namespace) -> None:
-    """Raises UserError, naming the option, for what no run could make right."""
-    if args.k < 1 or args.size < 0:
-        raise UserError("--k must be at least 1, and --size not negative")
-    if args.json and not args.json.parent.is_dir():
-        raise UserError(f"--json {args.json}: the folder {args.json.parent} does not exist")
-    if args.json and args.json.is_dir():
-        raise UserError(f"--json {args.json}: a folder; name a file in it")
+def evaluation_arguments(parser: Parser, datasets: tuple[str, ...], argv) -> argparse.Namespace:
+    """The command line of an evaluation. Raises UserError for what no run could make right."""
+    args = evaluation_options(parser, datasets).parse_args(argv)
+    if args.k < 1 or not 0 <= args.size <= 1024:
+        raise UserError("--k must be at least 1, and --size not negative and at most 1024")
+    if args.export:
+        alone = {"run", "export"} | {name for name, value in vars(args).items() if value == parser.get_default(name)}
+        for name in vars(args).keys() - alone:
+            raise UserError(f"--export writes the backbone and stops: leave out {flag(name)}")
     check_device(args.device)
+    return args
 
 
 def accuracy_table(results: dict) -> str:
@@ -79,7 +81,9 @@ def dataset_options(config: dict, args: argparse.Namespace) -> dict:
 
 
 def save_results(results: dict, config: dict, args: argparse.Namespace, dataset: Dataset, notes: list[str]) -> None:
-    """Write the figures, and what they were measured with, as JSON to --json."""
+    """Write the figures, and what they were measured with, as JSON to --json, if it is given."""
+    if not args.json:
+        return
     note = {
         "run": args.run,
         "k": neighbours(args.k, dataset.labelled.labels),

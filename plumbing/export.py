@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models import ResNet, VisionTransformer
 
 from plumbing.image_ops import MEAN, STD
-from plumbing.runs import save_tensors, save_text
+from plumbing.outputs import save_tensors, save_text
 
 ROUNDED = ("image_size", "patch_size", "hidden_dim", "mlp_dim")
 

@@ -7,7 +7,6 @@ files before training starts.
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from plumbing import shapes
-from plumbing.command_line import UserError
+from plumbing.command_line import UserError, loaded
 from plumbing.layout import digest, layout, listing
 from plumbing.pixels import UNREADABLE, Range, decode
 
@@ -93,7 +92,7 @@ class Images:
                 num_workers=self.workers,
                 worker_init_fn=_leave_ctrl_c_to_the_main_process,
             )
-            for pixels, index in in_one_line(loader):
+            for pixels, index in loaded(loader):
                 yield pixels.to(device), index.to(device)
 
 
@@ -112,15 +111,6 @@ class _Files(torch.utils.data.Dataset):
         except UNREADABLE as error:
             advice = "put it back and go on with --resume, or start anew without it"
             raise UserError(f"--data-dir: {path} can no longer be read ({reason(error, path)}): {advice}") from error
-
-
-def in_one_line(loader: Iterable) -> Iterator:
-    """What a DataLoader yields. A UserError of its processes loses the traceback in its words."""
-    try:
-        yield from loader
-    except UserError as error:
-        name = f"{UserError.__module__}.{UserError.__qualname__}: "
-        raise UserError(str(error).strip().splitlines()[-1].removeprefix(name)) from error
 
 
 def reason(error: Exception, path: Path) -> str:

@@ -75,6 +75,8 @@ def decode(path: Path, side: int, fit: str = "crop", span: Range | None = None) 
     """
     with Image.open(path) as image:
         image.draft("RGB", (side, side))  # JPEG: skip resolution that is not needed
+        if image.width * image.height > 2**26:
+            raise ValueError("more than 67 million pixels, which would take gigabytes to decode")
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith(("I", "F")):
             if span is None:

@@ -9,74 +9,105 @@ import json
 import math
 import os
 import signal
+import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, fields, replace
+from multiprocessing import parent_process
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from plumbing.command_line import Parser, UserError, add_settings, flag
+from plumbing import command_line
+from plumbing.command_line import DataLost, Parser, Settings, UserError, add_settings, check_bounds, flag
 from plumbing.fingerprints import check_same, fingerprint
+from plumbing.outputs import RUN_FILES, check_zip, locked, replacing, save_tensors, save_text
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM, after the run was saved; args are (message, signal number)."""
 
 
-# ----------------------------------------------------------------------------------- writing safely
-
-
-@contextmanager
-def replacing(path: Path, name: str):
-    """Yields a place next to `path` to write to, which replaces `path` only if all went well.
-
-    So a full disk or an interruption leaves the old file whole. Raises UserError that starts with
-    `name`.
-    """
-    beside = path.with_name(path.name + ".part")
-    try:
-        yield beside
-        beside.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        reason, kept = str(error).splitlines()[0], "; what was there before is untouched" if path.is_file() else ""
-        raise UserError(f"{name} {path} cannot be written ({reason}): is the disk full?{kept}") from error
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def save_tensors(content, path: Path, name: str) -> None:
-    with replacing(path, name) as place, open(place, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def save_text(text: str, path: Path, name: str) -> None:
-    with replacing(path, name) as place:
-        place.write_text(text)
-
-
 # -------------------------------------------------------------------------------------- checkpoints
 
 
-def read_checkpoint(place: str) -> dict:
-    """The checkpoint in a run's folder, or a checkpoint file, on the CPU.
+def read_checkpoint(place: str, kind=Settings) -> dict:
+    """The checkpoint in a run's folder, or a checkpoint file, on the CPU, checked.
 
-    Its config has today's names. Raises UserError if the file is not a whole checkpoint.
+    Its config has today's names, and types and bounds of `kind`, where that knows the setting.
+    Raises UserError if the file is not a whole checkpoint.
     """
     path = Path(place) / "last.pt" if Path(place).is_dir() else Path(place)
-    if not path.is_file():
-        raise UserError(f"{place}: no checkpoint there (a run's folder holds one after its first epoch)")
+    if not place or not path.is_file():
+        raise UserError(f"{place or repr(place)}: no checkpoint there (a run's folder holds one after its first epoch)")
     try:
+        check_zip(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's readers raise a dozen kinds
         raise UserError(f"{path}: damaged or not a checkpoint ({type(error).__name__})") from error
-    if not isinstance(checkpoint, dict) or not {"config", "encoder", "optimizer"} <= checkpoint.keys():
+    if not isinstance(checkpoint, dict) or any(not isinstance(checkpoint.get(k), t) for k, t in CONTENT.items()):
         raise UserError(f"{path}: not a checkpoint of train.py")
-    return checkpoint | {"config": migrate_config(checkpoint["config"])}
+    try:
+        _check_content(checkpoint)
+        config = _checked_config(migrate_config(checkpoint["config"]), kind)
+    except Exception as error:  # what the checks do not name, they stumble over
+        raise UserError(f"{path}: not a checkpoint that can be used: {error}") from error
+    return checkpoint | {"config": config}
+
+
+CONTENT = {
+    "config": dict, "encoder": dict, "optimizer": dict, "step": int, "sums": Tensor, "seconds": (int, float),
+    "history": list,
+}  # fmt: skip
+
+
+def _check_content(checkpoint: dict) -> None:
+    """Raises UserError for tensors that are no weights, and for a history that is none."""
+    bank = checkpoint.get("bank", {})
+    for name, x in _tensors(checkpoint, ""):
+        if x.layout != torch.strided or x.untyped_storage().nbytes() < x.nbytes:
+            raise UserError(f"{name} is no plain tensor")
+        if not torch.isfinite(x).all() or (name.endswith("running_var") and (x < 0).any()):
+            raise UserError(f"{name} has values that are not finite: the run diverged, or the file is damaged")
+    items = [*checkpoint["encoder"].items(), *bank.items()]
+    if any(not isinstance(key, str) or not isinstance(x, Tensor) for key, x in items):
+        raise UserError("its encoder or bank holds something else than tensors")
+    if bank and ("weight" not in bank or bank["weight"].ndim != 2):
+        raise UserError("its bank has no rows")
+    names = ["epoch", "step", "loss", "lr", "seconds"] + ["nce"] * bool(bank)
+    figures = [x for row in checkpoint["history"] for x in (*(row[name] for name in names), row.get("knn", 0))]
+    if not all(map(math.isfinite, [*figures, checkpoint["seconds"]])):
+        raise UserError("its history has figures that are not finite")
+
+
+def _tensors(content, name: str):
+    """(name, tensor) of every tensor in nested dictionaries and lists."""
+    if isinstance(content, Tensor):
+        yield name, content
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        yield from _tensors(value, f"{name}.{key}".strip("."))
+
+
+def _checked_config(config: dict, kind) -> dict:
+    """Settings with the types and bounds of kind. They name no place outside to write to."""
+    known = {f.name: config[f.name] for f in fields(kind) if f.name in config}
+    missing = {f.name for f in fields(kind.__mro__[-3:][0])} - known.keys()  # those of lab.train may be missing
+    if missing:
+        raise UserError(f"its settings lack {', '.join(sorted(missing))}")
+    check_bounds(kind(**known), choices=False)
+    if _outside(config["cache_dir"]):
+        config |= {"cache_dir": Settings.cache_dir}
+    if kind is not Settings and config["dataset"] != "folder" and _outside(config["data_dir"]):
+        if not any(Path(config["data_dir"]).glob(config["dataset"][:5] + "*")):  # nothing was downloaded to it
+            config |= {"data_dir": "data"}
+    return config
+
+
+def _outside(place: str) -> bool:
+    return not Path(place).resolve().is_relative_to(Path.cwd().resolve())
 
 
 # Settings that left the core or became arguments, at the values that mean "off".
@@ -101,11 +132,18 @@ def migrate_config(config: dict) -> dict:
 
 
 def load_state(target, state: dict, name: str) -> None:
-    """Load a state_dict. Raises UserError that starts with `name` if it has another shape."""
+    """Load a state_dict. Raises UserError that starts with `name` if it does not fit the target."""
+    own = [dict(group) for group in getattr(target, "param_groups", ())]
     try:
         target.load_state_dict(state)
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise UserError(f"{name} has another shape ({str(error).splitlines()[-1].strip()})") from error
+        for before, group in zip(own, getattr(target, "param_groups", ())):
+            changed = [k for k in before.keys() & group.keys() - {"lr", "params"} if before[k] != group[k]]
+            fits = all(x is None or x.shape == p.shape for p in group["params"] for x in target.state[p].values())
+            if changed or not fits:
+                raise ValueError(f"{', '.join(changed) or 'momentum'} of the optimizer differs")
+    except Exception as error:  # torch's loaders raise many kinds
+        words = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+        raise UserError(f"{name} has another shape ({words})") from error
 
 
 # ---------------------------------------------------------------------------- the settings of a run
@@ -126,8 +164,18 @@ def configure(config_class, recipes: dict, argv: list[str] | None, description: 
         return _resumed(config_class, resume, given)
     config = config_class(**(recipes[recipe or "laptop"] | given))
     config.check()
+    for name in sorted(given.keys() & set(config.ignored())):
+        raise UserError(f"{flag(name)} means nothing with the other settings: leave it out")
     refuse_to_replace(config.folder(), overwrite)
+    config.replaces = _stamp(config.folder())
     return config, None
+
+
+def _stamp(folder: Path) -> tuple | None:
+    """What tells a folder's checkpoint from a later one."""
+    with suppress(OSError):
+        about = os.stat(folder / "last.pt")
+        return about.st_ino, about.st_mtime_ns
 
 
 def refuse_to_replace(folder: Path, overwrite: bool = False) -> None:
@@ -138,7 +186,7 @@ def refuse_to_replace(folder: Path, overwrite: bool = False) -> None:
 
 def _resumed(config_class, place: str, given: dict):
     """The settings in a checkpoint, with what may change changed; the run goes on in its folder."""
-    checkpoint = read_checkpoint(place)
+    checkpoint = read_checkpoint(place, config_class)
     settings = {f.name: f for f in fields(config_class)}
     unknown = sorted(checkpoint["config"].keys() - settings)
     if unknown:
@@ -180,10 +228,12 @@ class Journal:
         self.total, self.lr = config.epochs * self.per_epoch, config.lr
         self.step, self.seconds, self.history = 0, 0.0, []
         sums = torch.zeros(len(run.LOSSES), dtype=torch.float64)
-        self.resumed, self.named = bool(resume), False
+        self.resumed, self.named, self.held = bool(resume), False, ExitStack()
         if resume:
             run.load(resume)
             check_same(resume.get("images"), images, f"--resume {self.path}")
+            if not 0 <= resume["step"] <= self.total or resume["sums"].shape != sums.shape:
+                raise UserError(f"--resume: step {resume['step']} of {self.total} and its losses do not fit the run")
             self.step, sums, self.seconds, self.history = (resume[k] for k in ("step", "sums", "seconds", "history"))
         # Losses add up on a GPU: looking at one stalls it, and `epoch_ends` looks at all of them.
         self.sums = sums.to(run.device if run.device.type == "cuda" else "cpu")
@@ -205,8 +255,18 @@ class Journal:
 
     def __exit__(self, kind, error, _):
         self.bar.close()
-        if kind is FloatingPointError:
-            raise self.diverged() from None
+        with self.held:
+            if kind is FloatingPointError:
+                raise self.diverged() from None
+            if isinstance(error, DataLost):
+                self._lost(error)
+
+    def _lost(self, error: DataLost) -> None:
+        """Save, if the run is between two steps: where images enter a window it is not."""
+        c = self.config
+        if self.step and (not 0 < c.window < self.count or self.step % (c.rows(self.count) // c.batch_size)):
+            self.interrupted(getattr(error, "signal", 0), str(error))
+        raise UserError(f"{error}; {self._kept()}") from error
 
     @property
     def epoch(self) -> int:
@@ -231,18 +291,24 @@ class Journal:
         self.seconds = time.perf_counter() - self.started
         row = {"epoch": self.epoch, "step": self.step, "lr": self.lr, "seconds": round(self.seconds, 1)}
         row |= {name: value / self.per_epoch for name, value in zip(self.run.LOSSES, sums)}
-        row |= look()
+        lost = None
+        try:
+            row |= look()
+        except DataLost as error:  # of the test images: the epoch itself is whole
+            lost = error
         if "knn" in row:
             self.bar.set_postfix(loss=f"{row['loss']:.3f}", knn=f"{row['knn']:.1%}")
         self.history.append(row)
         self.sums.zero_()
-        if last or self.epoch % c.save_every == 0:
+        if last or lost or self.epoch % c.save_every == 0:
             self.save()
         elif not self.quiet:
             self._save_metrics()
         if not self.quiet and (last or (c.knn_every and self.epoch % c.knn_every == 0)):
             draw_progress(self.history, self.run.choices, self.path / "progress.png")
         self.started = time.perf_counter() - self.seconds  # looking and saving are not training
+        if lost:
+            raise lost
 
     def save(self) -> None:
         """Write the checkpoint, unless the weights are no longer finite."""
@@ -255,20 +321,23 @@ class Journal:
             save_tensors(state | progress, self.path / "last.pt", "the checkpoint")
             self._save_metrics()
 
-    def interrupted(self, number: int) -> None:
-        """Save in the middle of an epoch, and raise Interrupted."""
+    def interrupted(self, number: int, reason: str = "") -> None:
+        """Save in the middle of an epoch. Raises Interrupted, or UserError if there is a reason."""
         if not all(map(math.isfinite, self.sums.tolist())):
             raise self.diverged()
         self.seconds = time.perf_counter() - self.started
         self.save()
         message = f"stopped after step {self.step} of {self.total}, saved"
-        raise Interrupted(f"{message}; go on with: {self._program()} --resume {self.path}", number)
+        message += f"; go on with: {self._program()} --resume {self.path}"
+        raise UserError(f"{reason}; {message}") if reason and not number else Interrupted(message, number)
+
+    def _kept(self) -> str:
+        place = self.path / "last.pt"
+        return f"{place} is the last good checkpoint" if place.exists() else "nothing was saved yet"
 
     def diverged(self) -> UserError:
-        place = self.path / "last.pt"
-        kept = f"{place} is the last good checkpoint" if place.exists() else "nothing was saved yet"
         problem = f"the loss is no longer finite at step {self.step}, learning rate {self.lr:.4g}"
-        return UserError(f"{problem}: try a smaller --lr; {kept}")
+        return UserError(f"{problem}: try a smaller --lr; {self._kept()}")
 
     def _program(self) -> str:
         return "python train.py" if type(self.config).__module__ in ("train", "__main__") else "python -m lab.train"
@@ -276,9 +345,12 @@ class Journal:
     def _start_folder(self) -> None:
         """Make the folder and note the settings in it; an older checkpoint goes, unless resumed."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if not self.resumed:
-                (self.path / "last.pt").unlink(missing_ok=True)
+            busy = f"--out {self.path}: another process is training there; wait for it, or name another folder"
+            self.held.enter_context(locked(self.path, busy, folder=True))
+            if getattr(self.config, "replaces", now := _stamp(self.path)) != now and not self.resumed:
+                raise UserError(f"--out {self.path}: another process has just trained there; name another folder")
+            for name in [f"{name}.part" for name in RUN_FILES] + ["last.pt"] * (not self.resumed):
+                (self.path / name).unlink(missing_ok=True)  # a part is what a killed run leaves
         except OSError as error:
             raise UserError(f"--out {self.path}: cannot write there ({error.strerror})") from error
         settings = asdict(self.config) | {"precision": self.run.encoder.precision}
@@ -319,8 +391,12 @@ def draw_progress(history: list[dict], choices: int | None, path: Path) -> None:
     plt.close(figure)
 
 
+def _nohup(number: int) -> bool:
+    return number not in (signal.SIGINT, signal.SIGTERM) and signal.getsignal(number) is signal.SIG_IGN
+
+
 class SignalCatcher:
-    """Within it, Ctrl-C and SIGTERM are noted in `signal`, not raised; a second acts as usual."""
+    """Within it, Ctrl-C, SIGTERM and SIGHUP are noted in `signal`; a second acts as usual."""
 
     signal = 0
 
@@ -328,13 +404,21 @@ class SignalCatcher:
         def note(number, _):
             self.signal = number
             signal.signal(number, self.before[number])
+            if number == signal.SIGINT and not parent_process():
+                with suppress(OSError, ValueError):  # unbuffered: the signal may have come while a line was written
+                    os.write(sys.stderr.fileno(), b"\nstopping after this step and saving; again to stop at once\n")
 
+        hung_up = [
+            number for number in command_line.STOPPING[2:] if signal.getsignal(number) is not signal.SIG_IGN
+        ]  # not nohup
         try:
-            self.before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+            self.before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM, *hung_up)}
         except ValueError:  # not the main thread: signals are somebody else's business
             self.before = {}
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, error, _):
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if isinstance(error, DataLost):
+            error.signal = self.signal  # a signal to the whole group ends the workers first

@@ -24,6 +24,9 @@ TINY = dict(
     knn_every=1,
 )
 
+# What a checkpoint holds beside its settings and its encoder.
+UNTRAINED = {"optimizer": {}, "step": 0, "sums": torch.zeros(3), "seconds": 0.0, "history": []}
+
 
 def pytest_addoption(parser):
     for name in ("bank", "loss"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY
+from conftest import TINY, UNTRAINED
 from PIL import Image
 from torch import nn
 
@@ -24,7 +24,8 @@ from plumbing.features import extract, random_images, raw_pixels, settle_batchno
 from plumbing.files import Images
 from plumbing.fingerprints import twins
 from plumbing.image_ops import normalize, whole_image
-from plumbing.runs import read_checkpoint, save_tensors
+from plumbing.outputs import save_tensors
+from plumbing.runs import read_checkpoint
 from plumbing.scores import figures, neighbours
 
 CPU, ROOT = torch.device("cpu"), Path(__file__).parent.parent
@@ -221,12 +222,12 @@ def test_the_table_shows_percent_with_spread_and_gaps():
 
 def checkpoint_of(place, arch="resnet10", size=24, width=0):
     """A checkpoint whose BatchNorm statistics are not those of the start; returns its encoder."""
-    config = TINY | {"arch": arch, "size": size, "width": width, "seed": 0, "layers": 2, "dim": 16, "hidden": 16}
+    config = asdict(train.Config()) | TINY | {"arch": arch, "size": size, "width": width, "seed": 0, "layers": 2, "dim": 16, "hidden": 16}
     encoder = encoder_of(config).eval()
     for norm in (module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)):
         norm.running_mean.normal_()
         norm.running_var.uniform_(0.5, 2)
-    save_tensors({"config": config, "encoder": encoder.state_dict(), "optimizer": {}}, place / "last.pt", "it")
+    save_tensors(UNTRAINED | {"config": config, "encoder": encoder.state_dict()}, place / "last.pt", "it")
     return encoder
 
 
@@ -274,7 +275,7 @@ def test_the_printed_lines_rebuild_any_run(tmp_path, monkeypatch, arch, size, wi
         (["nowhere"], "nowhere: no checkpoint there"),
         (["RUN", "--k", "0"], "--k must be at least 1"),
         (["RUN", "--json", "not/there/x.json"], "the folder not/there does not exist"),
-        (["RUN", "--export", "not/there/x.pt"], "--export not/there/x.pt cannot be written"),
+        (["RUN", "--export", "not/there/x.pt"], "--export not/there/x.pt: the folder not/there does not exist"),
         (["RUN", "--dataset", "folder", "--data-dir", "not/there"], "--data-dir not/there: no such folder"),
         (["RUN", "--holdout", "97"], "--holdout 97"),
         (["RUN", "--k", "many"], "--k: invalid int value: 'many'"),

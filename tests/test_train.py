@@ -1,6 +1,7 @@
 """The loop: it learns, repeats itself, survives being killed, and refuses in one line."""
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -20,8 +21,10 @@ import train as program
 from bank import MemoryBank
 from data import seed_of, shuffled
 from loss import nce, sqrt_kl
+from plumbing import command_line
 from plumbing.command_line import UserError
-from plumbing.runs import Interrupted, Journal, configure, migrate_config, read_checkpoint, save_tensors
+from plumbing.outputs import save_tensors
+from plumbing.runs import Interrupted, Journal, configure, migrate_config, read_checkpoint
 from train import RECIPES, Config, Pretraining, learning_rate, load_dataset, train
 
 ROOT = Path(__file__).parent.parent
@@ -240,6 +243,7 @@ def test_a_quiet_journal_writes_and_prints_nothing(tiny, tmp_path, capsys):
 def test_where_looking_at_values_costs_time_a_run_stays_the_same(tiny, tmp_path, monkeypatch, free):
     """No step on a GPU looks at a value; the epoch's end notices a loss that is not finite."""
     expected = train(tiny(epochs=1, negatives=20, lam=1.0))
+    monkeypatch.setitem(command_line.MOST, "lr", math.inf)
     monkeypatch.setattr("bank.looking_is_free", lambda tensor: free)
     monkeypatch.setattr(program, "looking_is_free", lambda tensor: free)
     again = train(tiny(epochs=1, negatives=20, lam=1.0, out=str(tmp_path / "again")))
@@ -640,7 +644,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert checkpoint["step"] == 6 and torch.isfinite(checkpoint["bank"]["weight"]).all()
 
 
-def test_a_learning_rate_that_is_too_large_is_told_from_the_loss(flags, tmp_path, capsys):
+def test_a_learning_rate_that_is_too_large_is_told_from_the_loss(flags, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(command_line.MOST, "lr", math.inf)
     assert program.main(flags(lr=1e38, warmup=0)) == 2
     assert_one_line(capsys, "learning rate 9.83e+37: try a smaller --lr; nothing was saved yet")
     assert not (tmp_path / "run" / "last.pt").exists()

@@ -82,7 +82,7 @@ class Measure:
         target = torch.arange(self.full.subset // 2)  # the first ones, as in a smaller --subset
         dataset = replace(dataset, labelled=dataset.labelled.take(target))
         figures = evaluate(checkpoint, dataset, device=config["device"], controls=False, quiet=True)["trained"]
-        stages = [checkpoint] + ([read_checkpoint(config["init_from"])] if config["init_from"] else [])
+        stages = [checkpoint] + ([read_checkpoint(config["init_from"], LabConfig)] if config["init_from"] else [])
         figures["seconds"] = sum(stage["history"][-1]["seconds"] for stage in stages)
         figures["tflop"] = sum(pretraining_flop(stage["config"]) for stage in stages) / 1e12
         encoder = encoder_of(config)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from figures import plots
 from figures.sweep import RESULTS
-from plumbing.command_line import Parser, UserError, command
+from plumbing.command_line import Parser, UserError, command, output
 from plumbing.runs import replacing
 
 BENCHMARKS = ("overhead", "field", "bank")
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="[cpu]")
     parser.add_argument("--results", type=Path, default=RESULTS / "bench", help="their folder [figures/results/bench]")
-    parser.add_argument("--picture", type=Path, help="[figures/results/speed-DEVICE.png]")
+    parser.add_argument("--picture", type=output, help="[figures/results/speed-DEVICE.png]")
     args = parser.parse_args(argv)
     picture = args.picture or RESULTS / f"speed-{args.device}.png"
     results = read(args.results, args.device)

@@ -15,7 +15,6 @@ import statistics
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -26,7 +25,7 @@ from figures.sweep import RESULTS
 from lab.bench import noise, rows_for, shrink, table
 from lab.measure import finish, in_turn
 from lab.train import LabConfig, build
-from plumbing.command_line import Parser, UserError, check_device, command
+from plumbing.command_line import Parser, UserError, check_device, command, output
 from plumbing.devices import hardware, keep_freed_memory, pick_device, pick_precision
 from plumbing.runs import save_text
 from train import RECIPES
@@ -115,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=10, help="rounds, after warming up [10]")
     parser.add_argument("--scale", type=float, default=1.0, help="less than 1: smaller everything, not compiled [1]")
     parser.add_argument("--peak-tflops", type=float, help=f"the device's peak [{', '.join(PEAKS)} are known, in bf16]")
-    parser.add_argument("--results", type=Path, help="the file [figures/results/bench/throughput-DEVICE.json]")
+    parser.add_argument("--results", type=output, help="the file [figures/results/bench/throughput-DEVICE.json]")
     args = parser.parse_args(argv)
     check_device(args.device)
     if min(args.steps, args.repeats) < 1 or not 0 < args.scale <= 1:

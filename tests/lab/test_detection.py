@@ -7,6 +7,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from conftest import UNTRAINED
 from PIL import Image
 
 from figures import sweep
@@ -19,11 +20,12 @@ from lab.train import LabConfig
 from models import build_resnet, encoder_of
 from plumbing import shapes
 from plumbing.command_line import UserError
-from plumbing.runs import read_checkpoint, save_tensors
+from plumbing.outputs import save_tensors
+from plumbing.runs import read_checkpoint
 from train import load_dataset
 from train import train as pretrain
 
-CONFIG = {"arch": "resnet10", "size": 24, "width": 8, "dim": 8, "layers": 1, "hidden": 8, "seed": 0}
+CONFIG = asdict(LabConfig(arch="resnet10", size=24, width=8, dim=8, layers=1, hidden=8))
 
 
 def checkpoint_of(config, place):
@@ -31,7 +33,7 @@ def checkpoint_of(config, place):
     with torch.no_grad():
         for weight in encoder.parameters():  # away from where it started
             weight.mul_(1.01)
-    save_tensors({"config": config, "encoder": encoder.state_dict(), "optimizer": {}}, place, "it")
+    save_tensors(UNTRAINED | {"config": config, "encoder": encoder.state_dict()}, place, "it")
     return place
 
 

@@ -12,7 +12,8 @@ import train as core
 from lab import train as program
 from lab.train import build, train
 from plumbing.command_line import UserError
-from plumbing.runs import Interrupted, read_checkpoint, save_tensors
+from plumbing.outputs import save_tensors
+from plumbing.runs import Interrupted, read_checkpoint
 
 
 def assert_one_line(capsys, message):

@@ -194,7 +194,7 @@ def test_the_two_stages_of_a_point_are_run_one_after_the_other_and_measured_toge
     runs = {}
     for name in names:
         config = replace(arms[name], width=8, dim=16, hidden=16, batch_size=16)
-        runs[name] = sweeper.run_one(name, config, 1, 0, False, str(tmp_path), False, measure)
+        runs[name] = sweeper.measured(tmp_path / name, name, config, 1, 0, False, False, measure)
     two, three, full = runs.values()
     assert two["config"]["init_from"] == arms[names[0]].init_from, "settings, and no place on this machine"
     (second,) = tmp_path.glob("*-before")

@@ -1,0 +1,410 @@
+"""Hostile outputs, checkpoints, streams and neighbours: one line, and nothing is lost."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+
+import eval_linear
+import train as program
+from data import load
+from plumbing.command_line import DataLost, Stream, UserError, command, loaded
+from plumbing.files import Images, decode
+from plumbing.outputs import HELD, locked, replacing, save_text
+from plumbing.runs import Interrupted, read_checkpoint
+from train import Config, train
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def run(pictures, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    train(Config(**(TINY | {"data_dir": str(pictures), "out": str(out), "epochs": 1, "negatives": 0})))
+    return out
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """A function that writes the run's checkpoint with changes to it, and gives its place."""
+
+    def write(change=lambda content: None):
+        content = torch.load(run / "last.pt", weights_only=True)
+        change(content)
+        torch.save(content, tmp_path / "copy.pt")
+        return tmp_path / "copy.pt"
+
+    return write
+
+
+def refused(capsys, main, line, *words):
+    capsys.readouterr()
+    assert main([str(word) for word in line]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and all(word in said[0] for word in words), said
+
+
+# --------------------------------------------------------------------------------------- 1. outputs
+
+
+def special(tmp_path, run, kind):
+    """A place that no result may go to."""
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "pipe")
+    elif kind == "link to a device":
+        (tmp_path / kind).symlink_to("/dev/null")
+    elif kind == "link in a circle":
+        (tmp_path / kind).symlink_to(tmp_path / kind)
+    elif kind == "link to the run":
+        (tmp_path / kind).symlink_to(run / "last.pt")
+    elif kind == "long name":
+        return tmp_path / ("x" * 253)
+    else:
+        return {"device": "/dev/null", "empty": "", "folder": ".", "run": run / "last.pt", "none": "no/x",
+                "settings": run / "config.json", "proc": "/proc/x"}[kind]  # fmt: skip
+    return tmp_path / kind
+
+
+KINDS = ("pipe", "link to a device", "link in a circle", "link to the run", "long name", "device", "empty", "folder",
+         "run", "none", "settings", "proc")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("option", ["--json", "--export"])
+def test_a_place_that_no_result_may_go_to_is_refused_before_the_work(run, tmp_path, capsys, monkeypatch, option, kind):
+    for name in ("evaluate", "save_tensors"):
+        monkeypatch.setattr(eval_linear, name, None)  # no work begins
+    place, before = special(tmp_path, run, kind), (run / "last.pt").read_bytes()
+    refused(capsys, eval_linear.main, [run, option, place], option)
+    assert (run / "last.pt").read_bytes() == before and Path("/dev/null").is_char_device()
+
+
+def test_two_options_cannot_name_one_file_and_no_input_is_an_output(run, tmp_path, capsys):
+    (tmp_path / "best.pt").write_bytes((run / "last.pt").read_bytes())
+    refused(capsys, eval_linear.main, [tmp_path / "best.pt", "--export", tmp_path / "best.pt"], "--export", "same file")
+    refused(capsys, eval_linear.main, [tmp_path / "best.pt", "--json", tmp_path / "best.pt"], "--json", "same file")
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["step"] == 6
+
+
+def test_a_link_is_followed_and_stays_a_link(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "file")
+    save_text("new", tmp_path / "link", "it")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "deep" / "file").read_text() == "new"
+
+
+def test_a_failed_clean_up_does_not_hide_why_the_writing_failed(tmp_path, monkeypatch):
+    def denied(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", denied)
+    with pytest.raises(UserError, match=r"Read-only file system\)$"), replacing(tmp_path / "x", "it"):
+        denied()
+
+
+# ----------------------------------------------------------------------------------- 2. two at once
+
+
+def test_a_folder_belongs_to_one_run_at_a_time(flags, tmp_path):
+    """The lock of another process is a refusal, and ends with that process."""
+    code = "import time; from pathlib import Path; from plumbing.outputs import locked"
+    code += f"\nwith locked(Path({str(tmp_path / 'run')!r}), folder=True): print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process is training there"):
+            train(Config(**(TINY | dict(out=str(tmp_path / "run"), dataset="shapes", subset=32))))
+        assert list((tmp_path / "run").iterdir()) == []
+        other.kill()
+    with locked(tmp_path / "run", "busy", folder=True), locked(tmp_path / "run", "busy", folder=True):
+        assert len(HELD) == 1, "a lock that is held already is no obstacle"
+    assert not HELD
+
+
+def test_a_run_that_ended_meanwhile_is_not_replaced(tiny, run, tmp_path):
+    config = tiny(epochs=1)
+    config.replaces = None  # what the command line saw: an empty folder
+    Path(config.out).mkdir()
+    (Path(config.out) / "last.pt").write_bytes((run / "last.pt").read_bytes())
+    with pytest.raises(UserError, match="another process has just trained there"):
+        train(config)
+    assert read_checkpoint(config.out)["step"] == 6
+
+
+# ------------------------------------------------------------------------------- 3., 4. checkpoints
+
+
+@pytest.mark.parametrize("at", [0.3, 0.5, 0.7, 0.9])
+def test_one_flipped_bit_of_a_checkpoint_is_noticed(run, tmp_path, capsys, at):
+    data = bytearray((run / "last.pt").read_bytes())
+    data[int(at * len(data))] ^= 16
+    (tmp_path / "flipped.pt").write_bytes(data)
+    refused(capsys, eval_linear.main, [tmp_path / "flipped.pt", "--export", tmp_path / "x.pt"], "damaged")
+    assert not (tmp_path / "x.pt").exists()
+
+
+def test_one_flipped_bit_of_the_decoded_images_is_noticed(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("plumbing.files.FEW", 10)
+    before = load("folder", pictures, cache_dir=tmp_path)
+    for file in tmp_path.glob("*.pt"):
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    assert torch.equal(load("folder", pictures, cache_dir=tmp_path).train.pixels, before.train.pixels)
+
+
+def put(value, *keys):
+    def change(content):
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = value
+
+    return change
+
+
+CHANGES = {
+    "NaN in a weight": put(torch.full((8, 3, 3, 3), torch.nan), "encoder", "backbone.conv1.weight"),
+    "inf in a buffer": put(torch.full((8,), torch.inf), "encoder", "backbone.bn1.running_mean"),
+    "a negative variance": put(-torch.ones(8), "encoder", "backbone.bn1.running_var"),
+    "a huge view of one number": put(torch.zeros(1).expand(10**12), "encoder", "backbone.bn1.bias"),
+    "no tensor": put("x", "encoder", "backbone.bn1.bias"),
+    "no encoder": put(None, "encoder"),
+    "10^9 layers": put(10**9, "config", "layers"),
+    "a side of 10^6": put(10**6, "config", "size"),
+    "a negative width": put(-8, "config", "width"),
+    "text for a number": put("8", "config", "dim"),
+    "true for a number": put(True, "config", "epochs"),
+    "a setting that is missing": lambda content: content["config"].pop("hidden"),
+    "a step of text": put("x", "step"),
+    "a history of numbers": put([1, 2], "history"),
+    "a bank of one number": put(torch.tensor(1.0), "bank", "weight"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_a_checkpoint_says_is_checked_before_it_is_believed(copy, tmp_path, capsys, name):
+    place = copy(CHANGES[name])
+    refused(capsys, eval_linear.main, [place, "--export", tmp_path / "x.pt"], str(place))
+    refused(capsys, program.main, ["--resume", place], str(place))
+    assert not (tmp_path / "x.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put(-1, "step"),
+        put(10**9, "step"),
+        put(torch.zeros(7), "sums"),
+        put(0.5, "optimizer", "param_groups", 0, "momentum"),
+        put("x", "optimizer", "param_groups", 0, "weight_decay"),
+        put(torch.zeros(5), "optimizer", "state", 0, "momentum_buffer"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_its_run_is_not_resumed(copy, capsys, change):
+    refused(capsys, program.main, ["--resume", copy(change)], "--resume")
+
+
+def test_a_checkpoint_names_no_place_outside_that_is_written_to(copy, tmp_path, monkeypatch):
+    def elsewhere(content):
+        content["config"] |= {"cache_dir": "/tmp/outside", "data_dir": str(tmp_path / "outside"), "dataset": "cifar10"}
+
+    place = copy(elsewhere)
+    monkeypatch.chdir(ROOT)
+    config = read_checkpoint(str(place), Config)["config"]
+    assert (config["cache_dir"], config["data_dir"]) == ("runs/decoded", "data")
+    (tmp_path / "outside" / "cifar-10-batches-py").mkdir(parents=True)
+    assert read_checkpoint(str(place), Config)["config"]["data_dir"] == str(tmp_path / "outside"), "it is read there"
+
+
+# --------------------------------------------------------------------------------- 5. command lines
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["--warmup", "1e18"], "--warmup must be at most"),
+        (["--lr", "1e30"], "--lr must be at most"),
+        (["--layers", "999999999"], "--layers must be at most"),
+        (["--epochs", "9" * 30], "--epochs must be at most"),
+        (["--lam", "1e300"], "--lam must be at most"),
+        (["--resume", ""], "no checkpoint there"),
+        (["--out=" + "x" * 300], "File name too long"),
+        (["--out=--", "--lr=--"], "--"),
+    ],
+)
+def test_absurd_values_are_refused(line, message, capsys):
+    refused(capsys, program.main, line, message)
+
+
+def test_an_export_takes_no_options_that_it_would_ignore(run, tmp_path, capsys):
+    for option in (["--k", "3"], ["--dataset", "shapes"], ["--json", tmp_path / "x.json"]):
+        refused(capsys, eval_linear.main, [run, "--export", tmp_path / "x.pt", *option], f"leave out {option[0]}")
+
+
+# --------------------------------------------------------------------------------------- 6. streams
+
+
+class Broken(io.StringIO):
+    def __init__(self, error):
+        super().__init__()
+        self.broken = error
+
+    def write(self, text):
+        raise self.broken
+
+    def fileno(self):
+        raise io.UnsupportedOperation
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(BrokenPipeError(), 141), (OSError(28, "No space left"), 2), (OSError(5, "Input/output"), 2)]
+)
+def test_where_nobody_can_read_the_work_is_done_and_saved(flags, tmp_path, monkeypatch, error, status):
+    monkeypatch.setattr(sys, "stdout", Broken(error))
+    monkeypatch.setattr(sys, "stderr", Broken(error))
+    assert program.main(flags(epochs=1)) == status
+    assert read_checkpoint(str(tmp_path / "run"))["step"] == 6
+    place = tmp_path / "figures.json"
+    assert eval_linear.main([str(tmp_path / "run"), "--k", "5", "--json", str(place)]) == status
+    assert 0 <= json.loads(place.read_text())["trained"]["knn"] <= 1
+
+
+def test_a_strictly_ascii_stream_gets_every_word():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    print("49.1 ± 0.2 %, λ = 20, naïve", file=Stream(stream), flush=True)
+    assert stream.buffer.getvalue() == rb"49.1 \xb1 0.2 %, \u03bb = 20, na\xefve" + b"\n"
+
+
+def test_a_run_whose_stderr_is_closed_keeps_its_files(flags, tmp_path):
+    """What is opened first would get the number of stderr, and warnings would end up in it."""
+    line = [sys.executable, str(ROOT / "train.py"), *flags(epochs=1)]
+    ended = subprocess.run(["bash", "-c", '"$@" 2>&- 1>&-', "x", *line], timeout=120)
+    assert ended.returncode == 0 and read_checkpoint(str(tmp_path / "run"))["step"] == 6
+
+
+# ---------------------------------------------------------------------------- 7. images and workers
+
+
+def lose(monkeypatch, after):
+    """Images can be loaded `after` times, then no more."""
+    plain, calls = Images.batches, []
+
+    def batches(self, *arguments):
+        for batch in plain(self, *arguments):
+            calls.append(1)
+            if len(calls) > after:
+                raise DataLost("images cannot be loaded any more (x.png is gone)")
+            yield batch
+
+    monkeypatch.setattr(Images, "batches", batches)
+
+
+def test_a_run_whose_images_vanish_saves_first_and_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch):
+    train(tiny(out=str(tmp_path / "whole")))
+    with monkeypatch.context() as patch:
+        lose(patch, 6 + 6 + 2 + 3)  # the bank's first pass, an epoch, its look at the accuracy, three steps
+        with pytest.raises(UserError, match=r"x\.png is gone.*stopped after step \d+ of 12, saved; .*--resume") as told:
+            train(tiny())
+    assert not isinstance(told.value, DataLost)
+    checkpoint = read_checkpoint(tiny().out)
+    train(tiny(), checkpoint)
+    one, other = read_checkpoint(str(tmp_path / "whole")), read_checkpoint(tiny().out)
+    assert 0 < checkpoint["step"] and torch.equal(one["bank"]["weight"], other["bank"]["weight"])
+    assert [row["epoch"] for row in other["history"]] == [1, 2]
+
+
+def test_images_that_vanish_before_the_first_step_leave_no_checkpoint(tiny, monkeypatch):
+    lose(monkeypatch, 2)
+    with pytest.raises(UserError, match="nothing was saved yet"):
+        train(tiny())
+    assert not (Path(tiny().out) / "last.pt").exists()
+
+
+def test_what_fails_in_a_worker_is_one_line():
+    class Gone(torch.utils.data.Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            raise UserError("x.jpg: cannot be read") if index else FileNotFoundError(2, "No such file", "y.png")
+
+    for start, words in ((0, "'y.png'"), (1, "x.jpg: cannot be read")):
+        for workers in (0, 1):
+            loader = torch.utils.data.DataLoader(torch.utils.data.Subset(Gone(), [start]), num_workers=workers)
+            with pytest.raises(DataLost) as told:
+                list(loaded(loader))
+            assert words in str(told.value) and "\n" not in str(told.value)
+
+
+def test_an_image_that_would_take_gigabytes_is_left_out(tmp_path):
+    from PIL import Image
+
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "small.png")
+    assert (tmp_path / "small.png").stat().st_size < 50_000
+    with pytest.raises(ValueError, match="67 million pixels"):
+        decode(tmp_path / "small.png", 32)
+
+
+# -------------------------------------------------------------- 8., 9., 11. places, memory, signals
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (MemoryError(), 2, "out of memory: take fewer or smaller images"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "out of memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 2, "out of memory"),
+        (OSError(12, "Cannot allocate memory"), 2, "out of memory"),
+        (PermissionError(13, "Permission denied", "/x/y"), 2, "/x/y: Permission denied"),
+        (OSError(36, "File name too long", "zzz"), 2, "zzz: File name too long"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(capsys, error, status, words):
+    def main(argv):
+        raise error
+
+    assert command(main, "x.py")([]) == status
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_outside_of_training_is_one_line(capsys, number):
+    before = signal.getsignal(number)
+    assert command(lambda argv: os.kill(os.getpid(), number) or time.sleep(5), "x.py")([]) == 128 + number
+    assert capsys.readouterr().err == "x.py: stopped; what was saved before is kept\n"
+    assert signal.getsignal(number) is before
+
+
+def test_a_hang_up_is_saved_like_any_other_end(tiny, monkeypatch):
+    plain = program.learning_rate
+    monkeypatch.setattr(
+        program, "learning_rate", lambda *a: (a[1] == 4 and os.kill(os.getpid(), signal.SIGHUP)) or plain(*a)
+    )
+    with pytest.raises(Interrupted) as told:
+        train(tiny())
+    assert told.value.args[1] == signal.SIGHUP and read_checkpoint(tiny().out)["step"] == 5
+
+
+def test_ctrl_c_during_the_imports_is_one_line():
+    """The signal comes while torch is being imported, which takes seconds."""
+    code = "import signal, sys, os; signal.signal(signal.SIGINT, signal.default_int_handler); import runpy\n"
+    code += f"sys.argv = [{str(ROOT / 'train.py')!r}]; sys.path[:0] = [{str(ROOT)!r}]\n"
+    code += "import importlib.abc\n"
+    code += "class Ctrl_C(importlib.abc.MetaPathFinder):\n    def find_spec(self, name, *_):\n"
+    code += "        if name == 'torch': os.kill(os.getpid(), signal.SIGINT)\n"
+    code += "sys.meta_path.insert(0, Ctrl_C())\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 130 and len(ended.stderr.splitlines()) == 1, ended.stderr
+
+
+def test_the_campaign_finds_no_failure_in_a_few_cases_of_every_kind():
+    line = [sys.executable, str(ROOT / "tests" / "hostile" / "campaign.py"), "--count", "3"]
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert ended.returncode == 0 and ended.stdout.endswith("0 failed\n"), ended.stdout + ended.stderr
