@@ -242,7 +242,7 @@ def moved(bank, z, index, similarity=None, **options):
 
 def slip_of(bank, rule):
     """The known slip that the bank's rule shows, or None."""
-    m, tau = 0.7, 0.1
+    m, tau = 0.6, 0.1  # the factors of any two slips differ
     for index in (torch.tensor([4, 9, 0]), torch.tensor([8, 8, 2])):
         z = unit(B, D)
         before, after = moved(bank, z, index, rule=rule, m=m, tau=tau)
@@ -476,6 +476,9 @@ def test_the_corrected_rule_is_a_gradient_step(bank):
 @exercise(15)
 def test_sampled_rows_move_as_the_rule_says(bank):
     """For --negatives K: similarity and target are those of the M rows in columns."""
+    takes = inspect.signature(need(bank, "MemoryBank").update).parameters
+    if "columns" not in takes and getattr(bank, "exercise_asked", None) != 15:
+        pytest.skip("your update does not take columns= yet: exercise 15 of EXERCISES.md")
     z, index, m, tau = unit(B, D), torch.tensor([4, 9, 0]), 0.7, 0.1
     table, columns = bank_of(bank, m=m, tau=tau), torch.tensor([0, 4, 9, 2, 17, 20])
     before, target = table.weight.detach().clone(), torch.tensor([1, 2, 0])
@@ -744,23 +747,33 @@ def test_near_uniform_sqrt_kl_is_an_eighth_of_the_variance(loss):
     )
 
 
-@exercise(5)
-@pytest.mark.parametrize("direction", ["p||u", "u||p"])
-@pytest.mark.parametrize("detach", [True, False])
-def test_the_gradient_of_sqrt_kl_by_hand(loss, direction, detach):
-    s, by_hand, options = cosines().detach(), need(loss, "sqrt_kl_gradient"), {}
-    if direction != "p||u":
-        by_hand, options = need(loss, "sqrt_kl_gradient", "direction"), {"direction": direction}
-    if not detach:
-        by_hand, options = need(loss, "sqrt_kl_gradient", "detach"), options | {"detach": False}
+def require_by_hand(loss, direction="p||u", detach=True):
+    s, by_hand = cosines().detach(), need(loss, "sqrt_kl_gradient")
+    options = ({} if direction == "p||u" else {"direction": direction}) | ({} if detach else {"detach": False})
+    for option in options:
+        need(loss, "sqrt_kl_gradient", option)
     got = checked("sqrt_kl_gradient", called(by_hand, s, 0.3, **options), s, s.shape)
-    held = "held" if detach else "moving"
-    require(
-        equal(got, sqrt_kl_gradient(s, 0.3, direction, detach)),
-        f"dL_SqrtKL/ds by hand, {direction}, u {held}: autograd gets something else. Count the factors, and ask what "
-        "each of P and u adds.",
-        lambda: slips.named(got, slips.sqrt_kl_gradient(s, 0.3, direction, detach)),
+    idea = (
+        f"dL_SqrtKL/ds by hand, {direction}, u {'held' if detach else 'moving'}: autograd gets something else. Count "
+        "the factors, and ask what each of P and u adds."
     )
+    require_gradient(loss, got, s, direction, detach, idea)
+
+
+@exercise(5)
+def test_the_gradient_of_sqrt_kl_by_hand(loss):
+    require_by_hand(loss)
+
+
+@exercise(5)
+def test_the_gradient_by_hand_has_the_term_of_a_moving_u(loss):
+    require_by_hand(loss, detach=False)
+
+
+@exercise(5)
+def test_the_gradient_by_hand_in_the_other_direction(loss):
+    require_by_hand(loss, "u||p")
+    require_by_hand(loss, "u||p", detach=False)
 
 
 # ---------------------------------------------------------------------------------------- streaming
