@@ -23,7 +23,7 @@ from models import ARCHITECTURES, Encoder, encoder_of
 from plumbing.command_line import Parser, UserError, command
 from plumbing.devices import pick_device, pick_precision
 from plumbing.evaluation import accuracy_table, check_evaluation, dataset_options, evaluation_options, save_results
-from plumbing.features import eval_side, extract, random_images, raw_pixels, settle_batchnorm
+from plumbing.features import eval_side, extract, preprocessing, random_images, raw_pixels, settle_batchnorm
 from plumbing.files import Dataset
 from plumbing.runs import load_state, read_checkpoint, save_tensors
 
@@ -155,7 +155,7 @@ def program(argv: list[str] | None = None, parser: Parser | None = None, build=e
         raise UserError(f"{args.run}: a run of lab.train; evaluate it with: python -m lab.evaluate {args.run}")
     if args.export:
         save_tensors(load_backbone(checkpoint, build).backbone.state_dict(), args.export, "--export")
-        print(f"{args.export}: the {config['arch']} backbone, a plain state_dict")
+        print(f"{args.export}: the {config['arch']} backbone, a plain state_dict. {preprocessing(config)}")
         return
     check_evaluation(args)
     more = more_of(args, config) if more_of else None

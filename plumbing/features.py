@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from plumbing.files import Images
-from plumbing.image_ops import whole_image
+from plumbing.image_ops import MEAN, STD, whole_image
 
 
 @torch.no_grad()
@@ -59,3 +59,9 @@ def eval_side(config: dict, images: Images) -> int:
     if config["eval_size"] or config["arch"].startswith("vit"):
         return config["eval_size"] or size
     return min(max(images.side, size), round(size * 4 / 3))
+
+
+def preprocessing(config: dict) -> str:
+    """What an exported backbone wants its images to be, in a sentence."""
+    side = config["eval_size"] or round(config["size"] * 4 / 3)
+    return f"Its images: RGB in [0, 1], {side} pixels a side, minus mean {MEAN}, over std {STD}."

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from plumbing.command_line import Parser, UserError, add_settings, flag
+from plumbing.command_line import Parser, UserError, add_settings, flag, python
 
 
 class Interrupted(KeyboardInterrupt):
@@ -266,7 +266,8 @@ class Journal:
         return UserError(f"{problem}: try a smaller --lr; {kept}")
 
     def _program(self) -> str:
-        return "python train.py" if type(self.config).__module__ in ("train", "__main__") else "python -m lab.train"
+        program = "train.py" if type(self.config).__module__ in ("train", "__main__") else "-m lab.train"
+        return f"{python()} {program}"
 
     def _start_folder(self) -> None:
         """Make the folder and note the settings in it; an older checkpoint goes, unless resumed."""

@@ -67,7 +67,7 @@ def _draw(labels: np.ndarray, rng: np.random.Generator, size: int, textured: boo
     paper, dark = _paper(rng, batch)  # (B, 3, 1, 1), (B, 1)
     side = size + 4 * reach  # with a margin, which copies at the border need
     picture = np.broadcast_to(paper.transpose(0, 2, 3, 1), (batch, side, side, 3)).astype(np.float32)
-    plain = np.ones((batch, side, side, 1), dtype=np.float32)  # 1 where no copy lies
+    bare = np.ones((batch, side, side, 1), dtype=np.float32)  # 1 where no copy lies
     copies = rng.integers(5, 10, batch)
     cells = rng.permuted(np.tile(np.arange(9), (batch, 1)), axis=1)[..., None, None]  # of a 3 x 3 grid, copy by copy
     shift_x, shift_y = column(-0.15, 0.15), column(-0.15, 0.15)  # of the whole grid
@@ -86,21 +86,21 @@ def _draw(labels: np.ndarray, rng: np.random.Generator, size: int, textured: boo
             ink[chosen] = edge.clip(0, 1)[..., None]
         place = np.arange(batch)[:, None, None], top.swapaxes(1, 2) + 2 * reach, left + 2 * reach
         picture[place] += (colour.transpose(0, 2, 3, 1) - picture[place]) * ink
-        plain[place] *= 1 - ink
+        bare[place] *= 1 - ink
 
     inside = slice(2 * reach, 2 * reach + size)
-    picture, plain = (p[:, inside, inside].transpose(0, 3, 1, 2) for p in (picture, plain))
+    picture, bare = (p[:, inside, inside].transpose(0, 3, 1, 2) for p in (picture, bare))
     axis = (np.arange(size, dtype=np.float32) + 0.5) / half - 1  # pixel centres in [-1, 1]
     y, x = np.meshgrid(axis, axis, indexing="ij")  # (S, S)
-    return _light(picture, plain, rng, x, y, textured)
+    return _light(picture, bare, rng, x, y, textured)
 
 
-def _light(picture, plain, rng: np.random.Generator, x: np.ndarray, y: np.ndarray, textured: bool) -> np.ndarray:
+def _light(picture, bare, rng: np.random.Generator, x: np.ndarray, y: np.ndarray, textured: bool) -> np.ndarray:
     """A faint gradient of light, a texture where asked, noise: (B, 3, S, S) as uint8."""
     column = lambda: rng.uniform(-0.06, 0.06, (len(picture), 1, 1)).astype(np.float32)  # noqa: E731  (B, 1, 1)
     picture = picture + (column() * x + column() * y)[:, None]
     if textured:
-        picture = picture + plain * _texture(rng, len(picture), x, y)
+        picture = picture + bare * _texture(rng, len(picture), x, y)
     picture = picture + 0.02 * rng.standard_normal(picture.shape, dtype=np.float32)
     return (picture.clip(0, 1) * 255).round().astype(np.uint8)
 
