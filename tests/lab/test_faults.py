@@ -120,3 +120,17 @@ def test_a_file_of_ones_own_is_checked_and_what_it_lacks_is_skipped(tmp_path):
     assert "::test_npid_moves_only" not in done.stdout and "::test_nce" not in done.stdout, "these are right"
     gone = run(tmp_path / "none.py")
     assert gone.returncode == 4 and "none.py: no such file" in gone.stderr
+
+
+def test_the_letters_of_break_it_are_dealt_by_chance_once_and_kept(tmp_path, monkeypatch):
+    from figures import break_it
+
+    dealt = []
+    monkeypatch.setattr(break_it, "histories", lambda config: {name: [] for name in break_it.KINDS})
+    monkeypatch.setattr(break_it, "draw", lambda runs, deal, reveal, place: (dealt.append(deal), place.touch()))
+    folders = [str(tmp_path / str(i)) for i in range(6)]
+    for folder in folders:
+        assert break_it.main(["--out", folder]) == break_it.main(["--out", folder, "--reveal"]) == 0
+    assert dealt[::2] == dealt[1::2] and len(set(dealt)) > 3
+    assert break_it.main(["--out", folders[0], "--deal", "7"]) == break_it.main(["--out", folders[0], "--reveal"]) == 0
+    assert dealt[-2:] == [7, 7]
