@@ -16,6 +16,7 @@ $(VENV)/ready: requirements.txt requirements-dev.txt requirements-bench.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet -r requirements-dev.txt
 	touch $@
+	@echo "now activate the environment, in every new terminal: source $(VENV)/bin/activate"
 
 demo: setup
 	$(PY) train.py --out $(RUN) --overwrite --recipe demo

@@ -9,8 +9,7 @@ The method of arXiv 2404.19289. A step is `Pretraining.step`, the loop around it
     python train.py --resume runs/cifar10                          go on where a run stopped
 
 A run lies in --out (runs/<dataset>): config.json, metrics.jsonl (a line per epoch), progress.png
-and last.pt, which is written atomically every --save-every epochs and when the run ends or stops.
-`python eval_linear.py runs/<dataset>` evaluates it.
+and last.pt, written atomically every --save-every epochs and at the end. eval_linear.py reads it.
 
 Every random draw is a function of (seed, step): torch's generators are seeded anew before the
 bank's first pass and before each step, the order of images once per pass. So a resumed run needs
@@ -31,10 +30,11 @@ from data import Augment, Batch, cutmix, seed_of, shuffled, windows
 from eval_linear import knn_monitor
 from loss import nce, sqrt_kl
 from models import ARCHITECTURES, encoder_of
-from plumbing.command_line import Settings, UserError, command, option
+from plumbing.command_line import Settings, UserError, command, next_step, option
 from plumbing.devices import keep_freed_memory, looking_is_free, pick_device, pick_precision
 from plumbing.files import Dataset, Images
 from plumbing.optimizer import optimizer_of, set_rate
+from plumbing.own_files import with_own_files
 from plumbing.runs import Journal, SignalCatcher, configure, load_state
 
 
@@ -112,6 +112,7 @@ class Pretraining:
     """
 
     LOSSES = ("loss", "nce", "sqrt_kl")  # what `step` returns
+    bank_class, nce, sqrt_kl = MemoryBank, staticmethod(nce), staticmethod(sqrt_kl)  # or yours: --bank, --loss
 
     def __init__(self, config: Config, count: int, device: torch.device, encoder=None, bank=None):
         c = self.config = config
@@ -121,7 +122,7 @@ class Pretraining:
         self.network = torch.compile(self.encoder) if c.compile else self.encoder
         rows = c.rows(count)  # W, or all N
         settings = c.bank_momentum, c.bank_update, c.temperature
-        self.bank = (bank or MemoryBank(rows, c.dim, *settings, window=rows < count)).to(device)
+        self.bank = (bank or self.bank_class(rows, c.dim, *settings, window=rows < count)).to(device)
         self.negatives = c.negatives if c.negatives < rows - c.batch_size else 0  # K, or 0 for all
         jitter = (c.jitter, c.jitter, c.jitter, c.jitter / 4)
         self.augment = Augment(
@@ -178,8 +179,8 @@ class Pretraining:
         with self.encoder.autocast(z):  # this product may run in bf16 too
             similarity = bank.similarity(z, columns).float()  # (B, M) cosines
         target = batch.target(own, similarity.shape[1])  # (B,), or (B, M) shares after CutMix
-        l_nce = nce(similarity, target, c.temperature, batch.weight)
-        l_kl = sqrt_kl(similarity, c.kl_temperature, weight=batch.weight) if c.lam else torch.zeros_like(l_nce)
+        l_nce = self.nce(similarity, target, c.temperature, batch.weight)
+        l_kl = self.sqrt_kl(similarity, c.kl_temperature, weight=batch.weight) if c.lam else torch.zeros_like(l_nce)
         return l_nce, l_kl, {"similarity": similarity, "columns": columns, "target": target}
 
     def state(self) -> dict:
@@ -245,7 +246,7 @@ def train(
                     break
         if log.step < log.total:
             log.interrupted(stop.signal)
-    return log.history[-1] | {"out": str(log.path)}
+    return log.history[-1] | {"out": str(log.path), "labelled": bool(dataset.labelled and dataset.test)}
 
 
 def figures(run, dataset: Dataset, log: Journal, watch) -> dict:
@@ -256,8 +257,7 @@ def figures(run, dataset: Dataset, log: Journal, watch) -> dict:
     return row | (watch(run, dataset, log.epoch) if watch else {})
 
 
-def load_dataset(config: Config) -> Dataset:
-    c = config
+def load_dataset(c: Config) -> Dataset:
     place, size = (c.dataset, c.data_dir), max(c.size, c.eval_size * 7 // 8)  # decoded sides are 8/7 of it
     dataset = data.load(*place, size, c.subset, c.holdout, c.cache_gb, c.workers, c.cache_dir, c.fit)
     c.check_for(len(dataset.train))
@@ -267,10 +267,10 @@ def load_dataset(config: Config) -> Dataset:
 @command
 def main(argv: list[str] | None = None) -> None:
     config, checkpoint = configure(Config, RECIPES, argv, __doc__.split("\n")[0])
-    result = train(config, checkpoint)
+    result = train(config, checkpoint, build=with_own_files(Pretraining, config.bank, config.loss))
     knn = f", quick kNN {result['knn']:.1%} (k = 20, 1 000 test images at most)" if "knn" in result else ""
     print(f"done in {result['seconds']:.0f} s: loss {result['loss']:.3f}{knn}")
-    print(f"evaluate it with: python eval_linear.py {result['out']}")
+    print(next_step(result["out"], result["labelled"]))
 
 
 if __name__ == "__main__":

@@ -56,9 +56,15 @@ def search(pair: list[Encoder], dataset: Dataset, size: int, device, rows: int =
     """Neighbours of at most `rows` test images, one per class, among at most `images` others.
 
     Returns the dataset with only these training images, the test images (Q,), and for each encoder
-    the neighbours (Q, k) and the share of them that belong to the image's own class. Both splits
-    need labels.
+    the neighbours (Q, k) and the share of them that belong to the image's own class. Without labels
+    the shares are None, and where no images are set aside the queries are training images.
     """
+    if dataset.train.labels is None:
+        order = random_images(dataset.train, images + rows)
+        asked = dataset.test if dataset.test else dataset.train.take(order[:rows])
+        dataset = replace(dataset, train=dataset.train.take(order[rows:]), test=asked)
+        queries = random_images(asked, rows)
+        return dataset, queries, [nearest(encoder, dataset, queries, size, device, k) for encoder in pair], [None, None]
     dataset = replace(dataset, train=dataset.train.take(random_images(dataset.train, images)))
     shuffled = torch.randperm(len(dataset.test), generator=torch.Generator().manual_seed(0))
     by_class = [shuffled[dataset.test.labels[shuffled] == c] for c in range(len(dataset.classes))]
@@ -84,8 +90,11 @@ def fill(axes, dataset: Dataset, queries: Tensor, hits: Tensor) -> None:
     """Show the neighbours (Q, k) of the test images (Q,) in axes (Q, k)."""
     for row, query, neighbours in zip(axes, queries.tolist(), hits.tolist()):
         for axis, i in zip(row, neighbours):
-            same = dataset.train.labels[i] == dataset.test.labels[query]
-            show(axis, dataset.train, i, SAME if same else OTHER)
+            if dataset.train.labels is None:
+                colour = "white"
+            else:
+                colour = SAME if dataset.train.labels[i] == dataset.test.labels[query] else OTHER
+            show(axis, dataset.train, i, colour)
 
 
 def draw(checkpoint: dict, dataset: Dataset, path: Path, k: int = 6) -> None:

@@ -30,7 +30,7 @@ from eval_linear import eval_side
 from figures import neighbours, observe
 from figures.plots import BLUE, GREY, ORANGE, plt
 from lab.train import LabConfig, build
-from plumbing.command_line import Parser, UserError, command, output
+from plumbing.command_line import Parser, UserError, command, output, python
 from plumbing.devices import pick_device
 from plumbing.features import extract, random_images
 from plumbing.files import Dataset
@@ -41,7 +41,7 @@ from train import Pretraining
 TEMPLATE = Path(__file__).with_suffix(".html")
 SECTION = re.compile(r'(<section id="(\w+)">\s*<h2>.*?</h2>)(.*?)(?=</section>)', re.S)
 NAMES = ("untrained", "trained")
-SPOTS = 2000  # test images on the map
+SPOTS = 1000  # images on the map
 MARKERS = "os^DvPX*<>"  # of the first ten classes: colour alone does not tell ten apart
 NO_LABELS = "This part needs labels, which the run's images do not have, so it is left out."
 NO_WHOLE_BANK = "This part is about a bank of all images; this run's bank holds one window of them."
@@ -114,7 +114,7 @@ def curves(history: list[dict], choices: int | None) -> dict | str:
 
 def accuracy(file: Path, config: dict) -> dict | str:
     """From the JSON that eval_linear.py wrote, if it exists and belongs to this run."""
-    ask = "python eval_linear.py RUN --json RUN/eval.json measures it."
+    ask = f"{python()} eval_linear.py {file.parent} --json {file} measures it."
     if not file.is_file():
         return f"This run has no eval.json yet: {ask}"
     try:
@@ -137,33 +137,56 @@ def nearest(encoders, dataset: Dataset, size: int, device) -> dict:
         for axis, query in zip(axes[:, 0], queries.tolist()):
             neighbours.show(axis, dataset.test, query, "black")
         neighbours.fill(axes[:, 1:], dataset, queries, index)
-        words = f"{name.capitalize()}: {own:.0%} of the neighbours are of the image's own class."
-        alt = f"{len(queries)} test images, each with its {index.shape[1]} nearest training images."
+        words = f"{name.capitalize()}."
+        if own is not None:
+            words = f"{name.capitalize()}: {own:.0%} of the neighbours are of the image's own class."
+        alt = f"{len(queries)} images, each with its {index.shape[1]} nearest training images."
         shown.append(picture(figure, alt, words, dpi=100))
     return {"pictures": "".join(shown)}
 
 
+def layout(close: Tensor, start: Tensor, steps: int = 150) -> Tensor:
+    """Places (T, 2) for the graph that joins each point to its neighbours close (T, k).
+
+    Neighbours pull at each other, and all points push each other apart. start is (T, 2).
+    """
+    joined = torch.zeros(len(close), len(close)).scatter_(1, close, 1.0)
+    joined = torch.maximum(joined, joined.T)  # (T, T)
+    count = joined.sum(1, keepdim=True)  # (T, 1)
+    spots = (start - start.mean(0)) / start.std()
+    for i in range(steps):
+        push = 1 / (torch.cdist(spots, spots).square() + 0.01)  # (T, T)
+        push = (push.sum(1, keepdim=True) * spots - push @ spots) / len(spots)
+        pull = joined @ spots / count - spots
+        spots = spots + 0.3 * (1 - i / steps) * (pull + 0.3 * push)
+    return spots
+
+
 def feature_map(encoders, dataset: Dataset, size: int, device) -> dict:
-    test = dataset.test.take(random_images(dataset.test, SPOTS))
-    labels, k, shown = test.labels.cpu(), min(10, len(test) - 1), []
+    images = dataset.test or dataset.train
+    images = images.take(random_images(images, SPOTS))
+    labels, k, shown = images.labels, min(10, len(images) - 1), []
     for name, encoder in zip(NAMES, encoders):
-        features = F.normalize(extract(encoder, test, size, device), dim=1)  # (T, F)
+        features = F.normalize(extract(encoder, images, size, device), dim=1)  # (T, F)
         close = (features @ features.T).fill_diagonal_(-2).topk(k).indices  # (T, k)
-        same = (labels[close] == labels[:, None]).float().mean()
         centred = features - features.mean(0)
-        variance, axes = torch.linalg.eigh(centred.T @ centred)  # smallest first; (F,), (F, F)
-        spots = centred @ axes[:, [-1, -2]]  # (T, 2)
-        kept = variance[-2:].sum() / variance.sum()
+        _, axes = torch.linalg.eigh(centred.T @ centred)  # smallest first; (F, F)
+        spots = layout(close, centred @ axes[:, [-1, -2]])  # (T, 2)
         figure, axis = panel(4.4, xticks=[], yticks=[])
-        for c, marker in zip(range(len(dataset.classes)), MARKERS):
-            name_of_class = dataset.classes[c].replace("$", r"\$")  # not a formula
-            style = {"color": f"C{c}", "marker": marker, "linewidth": 0, "alpha": 0.7}
-            axis.scatter(*spots[labels == c].T, 14, label=name_of_class, **style)
-        figure.legend(loc="outside lower center", ncols=4, fontsize=9, markerscale=1.8, handletextpad=0)
-        words = f"{name.capitalize()}: of the {k} nearest of each dot, along all axes, {same:.1%} are of its class. "
-        words += f"The two axes drawn hold {kept:.0%} of the variance."
-        shown.append(picture(figure, f"{len(test)} test images as dots in the colours of their classes.", words))
-    return {"count": len(test), "pictures": "".join(shown)}
+        words = f"{name.capitalize()}."
+        if labels is None:
+            axis.scatter(*spots.T, 14, color=GREY, linewidth=0, alpha=0.7)
+        else:
+            own = labels.cpu()
+            same = (own[close] == own[:, None]).float().mean()
+            for c, marker in zip(range(len(dataset.classes)), MARKERS):
+                name_of_class = dataset.classes[c].replace("$", r"\$")  # not a formula
+                style = {"color": f"C{c}", "marker": marker, "linewidth": 0, "alpha": 0.7}
+                axis.scatter(*spots[own == c].T, 14, label=name_of_class, **style)
+            figure.legend(loc="outside lower center", ncols=4, fontsize=9, markerscale=1.8, handletextpad=0)
+            words = f"{name.capitalize()}: of the {k} nearest of each dot, {same:.1%} are of its class."
+        shown.append(picture(figure, f"{len(images)} images as dots, joined ones near each other.", words))
+    return {"count": len(images), "pictures": "".join(shown)}
 
 
 def spectrum(start: Tensor | None, end: Tensor, init: str) -> dict:
@@ -242,8 +265,7 @@ def compose(place: str, home: Path, checkpoint: dict, dataset: Dataset) -> str:
         raise UserError(f"{place}: written by another version of this code ({error})") from error
     device, run = pick_device(), None
     dataset = dataset.to(device)
-    sections = dict.fromkeys(("accuracy", "neighbours", "map"), NO_LABELS)
-    sections |= dict.fromkeys(("spectrum", "step"), NO_BANK)
+    sections = {"accuracy": NO_LABELS} | dict.fromkeys(("spectrum", "step"), NO_BANK)
     measured = home / "eval.json"
     if dataset.labelled or measured.is_file():  # another dataset's labels can measure any run
         sections["accuracy"] = accuracy(measured, checkpoint["config"])
@@ -252,12 +274,10 @@ def compose(place: str, home: Path, checkpoint: dict, dataset: Dataset) -> str:
         whole = run.bank.images is None
         sections["spectrum"] = spectrum(start, run.bank.weight, config.bank_init)
         sections["step"] = one_step(run, dataset) if whole else NO_WHOLE_BANK
-    if dataset.test:
-        size = eval_side(checkpoint["config"], dataset.test)
-        encoders = neighbours.encoders(checkpoint, dataset, size, device)
-        sections["map"] = feature_map(encoders, dataset, size, device)
-        if dataset.train.labels is not None:
-            sections["neighbours"] = nearest(encoders, dataset, size, device)
+    size = eval_side(checkpoint["config"], dataset.test or dataset.train)
+    encoders = neighbours.encoders(checkpoint, dataset, size, device)
+    sections["map"] = feature_map(encoders, dataset, size, device)
+    sections["neighbours"] = nearest(encoders, dataset, size, device)
     sections["curves"] = curves(checkpoint["history"], run and run.choices)
     about = vars(config) | {"run": home.resolve().name, "count": len(dataset.train)}
     about |= {"done": len(checkpoint["history"]), "seconds": round(checkpoint["seconds"])}

@@ -22,10 +22,11 @@ from lab.backbones import ARCHITECTURES, MOBILE, RESNETS, encoder_for
 from lab.crops import VIEWS, Crops, crops
 from lab.large_bank import Streamed, large_bank
 from lab.s3l import start_from
-from plumbing.command_line import UserError, command, option
+from plumbing.command_line import UserError, command, next_step, option
 from plumbing.devices import pick_device
 from plumbing.files import Dataset, Images
 from plumbing.fingerprints import check_same
+from plumbing.own_files import with_own_files
 from plumbing.runs import Journal, configure, read_checkpoint
 from train import RECIPES, Config, Pretraining, load_dataset
 
@@ -103,7 +104,7 @@ def build(config: LabConfig, count: int, device: torch.device):
         raise UserError("--shard-bank reads all rows where they lie: --negatives 0 and no --cutmix")
     streamed = streams(config, count)
     kinds = [Crops] * (config.views != "single") + [Streamed] * streamed
-    learner = type("Pretraining", (*kinds, Pretraining), {})
+    learner = with_own_files(type("Pretraining", (*kinds, Pretraining), {}), config.bank, config.loss)
     encoder = encoder_for(config)
     bank = large_bank(config, count) if streamed or config.bank_dtype != "fp32" else None
     run = learner(config, count, device, encoder=encoder, bank=bank)
@@ -185,7 +186,7 @@ def run(argv: list[str] | None = None) -> int:
     if ranks.first():
         knn = f", kNN {result['knn']:.1%}" if "knn" in result else ""
         print(f"done in {result['seconds']:.0f} s: loss {result['loss']:.3f}{knn}")
-        print(f"evaluate it with: python -m lab.evaluate {result['out']}")
+        print(next_step(result["out"], result["labelled"], "-m lab.evaluate"))
     return 0
 
 

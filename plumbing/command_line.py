@@ -4,6 +4,7 @@ import argparse
 import functools
 import math
 import os
+import shutil
 import signal
 import sys
 from contextlib import ExitStack, contextmanager, suppress
@@ -129,6 +130,8 @@ class Settings:
     workers: int = option(2, "processes that decode images which do not fit in memory", at_least=0, free=True)
     fit: str = option("crop", "what is done to images that are not square: cut or padded", ("crop", "pad"))
     cache_gb: float = option(4.0, "decoded images up to this size stay in memory, GB", above=0, free=True)
+    bank: str = option("", "file with your own MemoryBank (EXERCISES.md)", free=True)
+    loss: str = option("", "file with your own nce, and sqrt_kl", free=True)
     cache_dir: str = option("runs/decoded", "where decoded folders are kept (empty: nowhere)", free=True)
 
     def folder(self) -> Path:
@@ -288,3 +291,18 @@ def command(main, name: str = "", stopped: str = "stopped; what was saved before
         return ended
 
     return status
+
+
+def python() -> str:
+    """How to call this Python from where the user is: `python`, if its environment is active."""
+    if shutil.which("python") and Path(shutil.which("python")).absolute() == Path(sys.executable).absolute():
+        return "python"
+    executable, home = Path(sys.executable).absolute(), Path.cwd()
+    return str(executable.relative_to(home)) if executable.is_relative_to(home) else str(executable)
+
+
+def next_step(run: str, labelled: bool, program: str = "eval_linear.py") -> str:
+    """What to do with a finished run: evaluate it, or look at it if its images have no labels."""
+    if labelled:
+        return f"evaluate it with: {python()} {program} {run}"
+    return f"its images have no labels to evaluate with; look at it with: {python()} figures/page.py {run}"

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from plumbing import command_line
-from plumbing.command_line import DataLost, Parser, Settings, UserError, add_settings, check_bounds, flag
+from plumbing.command_line import DataLost, Parser, Settings, UserError, add_settings, check_bounds, flag, python
 from plumbing.fingerprints import check_same, fingerprint
 from plumbing.outputs import RUN_FILES, check_zip, locked, replacing, save_tensors, save_text
 
@@ -340,7 +340,8 @@ class Journal:
         return UserError(f"{problem}: try a smaller --lr; {self._kept()}")
 
     def _program(self) -> str:
-        return "python train.py" if type(self.config).__module__ in ("train", "__main__") else "python -m lab.train"
+        program = "train.py" if type(self.config).__module__ in ("train", "__main__") else "-m lab.train"
+        return f"{python()} {program}"
 
     def _start_folder(self) -> None:
         """Make the folder and note the settings in it; an older checkpoint goes, unless resumed."""

@@ -1,11 +1,12 @@
 """The embedded dataset: ten shapes drawn by numpy from a seed. No files, a few seconds.
 
-Every image shows one to four copies of one shape. The class is the shape. Colours, sizes,
-positions, rotations and the number of copies are drawn independently of it, so raw pixels say next
-to nothing about the class. Two crops of an image share the shape, and most other images do not
-have it: to tell images apart the network has to look at the shape. Backgrounds are plain and
-colours few on purpose. With `textured=True` every image gets its own texture. The texture is a
-shortcut: it identifies the image without a look at the shape, and learning collapses.
+Every image shows five to nine small copies of one shape. The class is the shape. Places, rotations,
+sizes, the number of copies and the colour of each copy are drawn independently of it, so raw pixels
+say next to nothing about the class: it takes features that do not depend on colour and place. Two
+crops of an image share the shape, and most other images do not have it. To tell images apart the
+network has to look at the shape. Backgrounds are plain and colours few on purpose. With
+`textured=True` every image gets its own texture. The texture is a shortcut: it identifies the image
+without a look at the shape, and learning collapses.
 
 This set shows that the code works. It is not a research result.
 """
@@ -58,41 +59,50 @@ def draw(count: int, seed: int = 0, size: int = 32, textured: bool = False) -> t
 
 
 def _draw(labels: np.ndarray, rng: np.random.Generator, size: int, textured: bool) -> np.ndarray:
-    batch = len(labels)
-    axis = (np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1  # pixel centres in [-1, 1]
-    y, x = np.meshgrid(axis, axis, indexing="ij")  # (S, S)
+    batch, half = len(labels), size / 2
+    reach = int(np.ceil(0.37 * half)) + 1  # pixels; no copy goes further from its centre
     column = lambda low, high: rng.uniform(low, high, (batch, 1, 1)).astype(np.float32)  # noqa: E731  (B, 1, 1)
+    patch = np.arange(2 * reach)
 
-    ink = np.zeros((batch, size, size), dtype=np.float32)
-    copies = rng.integers(1, 5, batch)[:, None, None]
-    places = rng.permuted(np.tile(np.arange(4), (batch, 1)), axis=1)  # the quadrant of each copy
-    for k in range(4):
-        quadrant = places[:, k, None, None]
-        centre_x = np.where(copies == 1, 0, np.where(quadrant % 2, 0.48, -0.48)) + column(-0.12, 0.12)
-        centre_y = np.where(copies == 1, 0, np.where(quadrant // 2, 0.48, -0.48)) + column(-0.12, 0.12)
-        radius = np.where(copies == 1, column(0.6, 0.85), column(0.34, 0.46))
-        angle = column(0, 2 * np.pi)
-        dx, dy = (x - centre_x) / radius, (y - centre_y) / radius  # (B, S, S)
-        u, v = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
-        distance = np.empty_like(u)
+    paper, dark = _paper(rng, batch)  # (B, 3, 1, 1), (B, 1)
+    side = size + 4 * reach  # with a margin, which copies at the border need
+    picture = np.broadcast_to(paper.transpose(0, 2, 3, 1), (batch, side, side, 3)).astype(np.float32)
+    bare = np.ones((batch, side, side, 1), dtype=np.float32)  # 1 where no copy lies
+    copies = rng.integers(5, 10, batch)
+    cells = rng.permuted(np.tile(np.arange(9), (batch, 1)), axis=1)[..., None, None]  # of a 3 x 3 grid, copy by copy
+    shift_x, shift_y = column(-0.15, 0.15), column(-0.15, 0.15)  # of the whole grid
+    for k in range(9):
+        # the copy's centre in pixels, and the patch around it
+        x = (1 + (cells[:, k] % 3 - 1) * 2 / 3 + column(-0.08, 0.08) + shift_x) * half
+        y = (1 + (cells[:, k] // 3 - 1) * 2 / 3 + column(-0.08, 0.08) + shift_y) * half
+        left, top = (np.rint(c).astype(int) - reach + patch for c in (x, y))  # (B, 1, P) each
+        radius, angle, colour = column(0.24, 0.33) * half, column(0, 2 * np.pi), _ink(rng, dark)
+        dx, dy = (left + 0.5 - x) / radius, ((top + 0.5 - y) / radius).swapaxes(1, 2)
+        u, v = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)  # (B, P, P)
+        ink = np.zeros((batch, 2 * reach, 2 * reach, 1), dtype=np.float32)
         for c, name in enumerate(CLASSES):
-            distance[labels == c] = DISTANCE[name](u[labels == c], v[labels == c])
-        edge = 0.5 - distance * radius * size / 2  # a pixel wide, for smooth outlines
-        ink = np.where(k < copies, np.maximum(ink, np.clip(edge, 0, 1)), ink)
+            chosen = (labels == c) & (k < copies)
+            edge = 0.5 - DISTANCE[name](u[chosen], v[chosen]) * radius[chosen]  # a pixel wide
+            ink[chosen] = edge.clip(0, 1)[..., None]
+        place = np.arange(batch)[:, None, None], top.swapaxes(1, 2) + 2 * reach, left + 2 * reach
+        picture[place] += (colour.transpose(0, 2, 3, 1) - picture[place]) * ink
+        bare[place] *= 1 - ink
 
-    return _paint(ink, rng, x, y, textured)
+    inside = slice(2 * reach, 2 * reach + size)
+    picture, bare = (p[:, inside, inside].transpose(0, 3, 1, 2) for p in (picture, bare))
+    axis = (np.arange(size, dtype=np.float32) + 0.5) / half - 1  # pixel centres in [-1, 1]
+    y, x = np.meshgrid(axis, axis, indexing="ij")  # (S, S)
+    return _light(picture, bare, rng, x, y, textured)
 
 
-def _paint(ink: np.ndarray, rng: np.random.Generator, x: np.ndarray, y: np.ndarray, textured: bool) -> np.ndarray:
-    """Paper, ink, a little light and noise: ink (B, S, S) in [0, 1] -> uint8 (B, 3, S, S)."""
-    paper, colour = _two_colours(rng, len(ink))  # (B, 3, 1, 1) each
-    column = lambda: rng.uniform(-0.06, 0.06, (len(ink), 1, 1)).astype(np.float32)  # noqa: E731  (B, 1, 1)
-    slope = column() * x + column() * y  # (B, S, S) a faint gradient of light
-    picture = paper * (1 - ink[:, None]) + colour * ink[:, None] + slope[:, None]
+def _light(picture, bare, rng: np.random.Generator, x: np.ndarray, y: np.ndarray, textured: bool) -> np.ndarray:
+    """A faint gradient of light, a texture where asked, noise: (B, 3, S, S) as uint8."""
+    column = lambda: rng.uniform(-0.06, 0.06, (len(picture), 1, 1)).astype(np.float32)  # noqa: E731  (B, 1, 1)
+    picture = picture + (column() * x + column() * y)[:, None]
     if textured:
-        picture = picture + (1 - ink[:, None]) * _texture(rng, len(ink), x, y)
-    picture = picture + rng.normal(0, 0.02, picture.shape)
-    return (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
+        picture = picture + bare * _texture(rng, len(picture), x, y)
+    picture = picture + 0.02 * rng.standard_normal(picture.shape, dtype=np.float32)
+    return (picture.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def draw_scene(seed: int, size: int = 64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -117,22 +127,29 @@ def draw_scene(seed: int, size: int = 64) -> tuple[np.ndarray, np.ndarray, np.nd
                 break
     distances = np.stack(distances).astype(np.float32)  # (M, S, S)
     ink = np.clip(0.5 - distances.min(0), 0, 1)  # a pixel wide, for smooth outlines
-    return _paint(ink[None], rng, x, y, False)[0], np.array(labels, dtype=np.int64), distances < 0
+    paper, dark = _paper(rng, 1)
+    picture = paper * (1 - ink) + _ink(rng, dark) * ink  # (1, 3, S, S)
+    return _light(picture, None, rng, x, y, False)[0], np.array(labels, dtype=np.int64), distances < 0
 
 
-def _two_colours(rng: np.random.Generator, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Light or dark grey paper, and one of six inks that stands out from it: (B, 3, 1, 1) each.
+def _paper(rng: np.random.Generator, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Light or dark grey, (B, 3, 1, 1), and whether it is dark, (B, 1).
 
-    Few colours on purpose: with any colour allowed, its two colours would identify an image, and
-    the network would not need the shape. Colour would be the same shortcut as a texture.
+    Few colours on purpose: with any colour allowed, its colours would identify an image, and the
+    network would not need the shape. Colour would be the same shortcut as a texture.
     """
     dark = rng.integers(0, 2, (batch, 1))
     paper = np.where(dark, 0.12, 0.88) + rng.uniform(-0.07, 0.07, (batch, 1)) + rng.uniform(-0.03, 0.03, (batch, 3))
-    hue = rng.integers(0, 6, (batch, 1)) + rng.uniform(-0.1, 0.1, (batch, 1))  # in sixths of a turn
+    return paper[:, :, None, None], dark
+
+
+def _ink(rng: np.random.Generator, dark: np.ndarray) -> np.ndarray:
+    """One of six inks that stands out from the paper, for each image: (B, 3, 1, 1)."""
+    hue = rng.integers(0, 6, dark.shape) + rng.uniform(-0.1, 0.1, dark.shape)  # in sixths of a turn
     position = (hue + np.array([5, 3, 1])) % 6  # R, G, B
     full = 1 - np.clip(np.minimum(position, 4 - position), 0, 1)
-    ink = np.where(dark, 0.45 + 0.5 * full, 0.1 + 0.5 * full) + rng.uniform(-0.05, 0.05, (batch, 1))
-    return paper[:, :, None, None], ink[:, :, None, None]
+    ink = np.where(dark, 0.45 + 0.5 * full, 0.1 + 0.5 * full) + rng.uniform(-0.05, 0.05, dark.shape)
+    return ink[:, :, None, None]
 
 
 def _texture(rng: np.random.Generator, batch: int, x: np.ndarray, y: np.ndarray, waves: int = 6) -> np.ndarray:

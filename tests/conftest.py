@@ -28,16 +28,33 @@ TINY = dict(
 UNTRAINED = {"optimizer": {}, "step": 0, "sums": torch.zeros(3), "seconds": 0.0, "history": []}
 
 
+FILES = ("bank", "loss", "order", "newton")  # a student's, for tests/test_exercises.py
+
+
 def pytest_addoption(parser):
-    for name in ("bank", "loss"):
-        parser.addoption(f"--{name}", metavar="FILE", help=f"your own {name}.py, for tests/test_exercises.py to check")
+    for name in FILES:
+        parser.addoption(
+            f"--{name}", metavar="FILE", help=f"your own my_{name}.py, for tests/test_exercises.py to check"
+        )
+    parser.addoption("--exercise", type=int, metavar="N", help="only the checks of exercise N of EXERCISES.md")
 
 
 def pytest_configure(config):
-    for name in ("bank", "loss"):
+    config.addinivalue_line("markers", "exercise(n): checks exercise n of EXERCISES.md")
+    for name in FILES:
         path = config.getoption(name)
         if path and not Path(path).is_file():
             raise pytest.UsageError(f"--{name} {path}: no such file")
+
+
+def pytest_collection_modifyitems(config, items):
+    number = config.getoption("exercise")
+    if number is not None:
+        chosen = [item for item in items if any(number in mark.args for mark in item.iter_markers("exercise"))]
+        if not chosen:
+            raise pytest.UsageError(f"--exercise {number}: no check belongs to it")
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
 
 
 THREADS = torch.get_num_threads()

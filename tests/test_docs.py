@@ -1,6 +1,7 @@
 """EXERCISES.md and the derivations name checks and commands: each of them exists."""
 
 import importlib
+import json
 import re
 import shlex
 from dataclasses import fields
@@ -37,10 +38,27 @@ def test_every_derivation_ends_in_its_check():
 
 
 def test_every_command_picks_checks_that_exist():
-    picked = [word for line in COMMANDS for words in re.findall(r'-k "?([\w ]+)', line) for word in words.split(" or ")]
-    assert len(picked) > 5
-    for word in picked:
-        assert any(word in check for check in checks_of("tests/test_exercises.py")), word
+    picked = {int(number) for line in COMMANDS for number in re.findall(r"--exercise (\d+)", line)}
+    marked = re.findall(r"^@exercise\((\d+)\)", (ROOT / "tests/test_exercises.py").read_text(), re.M)
+    assert picked == set(map(int, marked)) and len(picked) > 5
+
+
+def test_the_numbers_of_the_exercises_are_those_of_their_results_file():
+    study = importlib.import_module("lab.studies.exercises")
+    runs = json.loads(study.RESULTS.read_text())
+    assert EXERCISES.read_text().endswith("\n" + study.table(runs) + "\n")
+    for rows in runs.values():
+        assert len({row["seed"] for row in rows}) == len(rows)
+
+
+def test_the_demo_stands_far_above_both_controls():
+    """15 points in both columns, with every seed: the demo has to convince."""
+    study = importlib.import_module("lab.studies.exercises")
+    rows = json.loads(study.RESULTS.read_text())["the demo"]
+    assert len(rows) >= 3
+    for row in rows:
+        for key in ("knn", "linear"):
+            assert row["trained"][key] > 15 + max(row["untrained"][key], row["raw"][key])
 
 
 @pytest.mark.parametrize("line", sorted(set(COMMANDS)))
@@ -49,7 +67,7 @@ def test_every_command_can_be_typed(line, monkeypatch, tmp_path):
     script, *flags = shlex.split(line)
     if line.startswith("-m pytest"):
         assert (ROOT / flags[1]).exists()
-        assert set(re.findall(r"--\w+", line)) <= {"--bank", "--loss"}
+        assert set(re.findall(r"--\w+", line)) <= {"--bank", "--loss", "--order", "--newton", "--exercise"}
     elif line.startswith("-m lab.train"):
         lab = importlib.import_module("lab.train")
         assert {flag for flag in flags[1:] if flag.startswith("--")} <= flags_of(lab.LabConfig)

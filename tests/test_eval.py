@@ -222,7 +222,11 @@ def test_the_table_shows_percent_with_spread_and_gaps():
 
 def checkpoint_of(place, arch="resnet10", size=24, width=0):
     """A checkpoint whose BatchNorm statistics are not those of the start; returns its encoder."""
-    config = asdict(train.Config()) | TINY | {"arch": arch, "size": size, "width": width, "seed": 0, "layers": 2, "dim": 16, "hidden": 16}
+    config = (
+        asdict(train.Config())
+        | TINY
+        | {"arch": arch, "size": size, "width": width, "seed": 0, "layers": 2, "dim": 16, "hidden": 16}
+    )
     encoder = encoder_of(config).eval()
     for norm in (module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)):
         norm.running_mean.normal_()

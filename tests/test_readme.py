@@ -14,7 +14,17 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "lab/README.md", "EXERCISES.md")] + sorted(ROOT.glob("docs/*.md"))
 PACKAGES = [file for folder in ("plumbing", "lab", "figures") for file in ROOT.glob(f"{folder}/**/*.py")]
 MODULES = {path.stem for path in ROOT.glob("*.py")} | {"plumbing", "lab"}
-OTHERS = {"--help", "--nproc-per-node", "--ignore", "--durations", "--bank", "--loss"}  # torchrun's, pytest's
+OTHERS = {
+    "--help",
+    "--nproc-per-node",
+    "--ignore",
+    "--durations",
+    "--bank",
+    "--loss",
+    "--order",
+    "--newton",
+    "--exercise",
+}  # torchrun's, pytest's
 README = (ROOT / "README.md").read_text()
 
 

@@ -22,7 +22,7 @@ from bank import MemoryBank
 from data import seed_of, shuffled
 from loss import nce, sqrt_kl
 from plumbing import command_line
-from plumbing.command_line import UserError
+from plumbing.command_line import UserError, python
 from plumbing.outputs import save_tensors
 from plumbing.runs import Interrupted, Journal, configure, migrate_config, read_checkpoint
 from train import RECIPES, Config, Pretraining, learning_rate, load_dataset, train
@@ -307,7 +307,8 @@ def test_killed_twice_and_resumed_equals_uninterrupted_to_the_last_bit(flags, tm
     if process.returncode != 0:  # it may just have finished
         assert process.returncode == 128 + signal.SIGTERM
         assert (
-            said.splitlines()[-1].endswith(f"go on with: python train.py --resume {broken}") and "Traceback" not in said
+            said.splitlines()[-1].endswith(f"go on with: {python()} train.py --resume {broken}")
+            and "Traceback" not in said
         )
         process = start(["--resume", str(broken)])
         process.communicate()
@@ -637,7 +638,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         calls.append(1)
         return nce(*arguments) * (float("nan") if len(calls) == 9 else 1)
 
-    monkeypatch.setattr(program, "nce", failing)
+    monkeypatch.setattr(program.Pretraining, "nce", staticmethod(failing))
     assert program.main(flags()) == 2
     assert_one_line(capsys, "the loss is no longer finite at step 8, learning rate 0.0")
     checkpoint = read_checkpoint(tiny().out)

@@ -1,6 +1,8 @@
 """The order in which images pass: windows, visits, and how old a row is when its image returns."""
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,24 +59,41 @@ def test_another_cycle_brings_another_order():
     assert [set(a[1].tolist()) for a in first] != [set(b[1].tolist()) for b in second]
 
 
+def ages_of(size: int, visits: int, number: int) -> torch.Tensor:
+    """The steps between two visits of an image, of 400 images in batches of 10."""
+    last, ages, step = {}, [], 0
+    for pass_number, images, entering in passes(400, size, visits, number):
+        for image in entering.tolist():
+            last.pop(image, None)  # its row is new: the forward pass has just made it
+        for index in shuffled(images, 0, "epoch", pass_number).split(10):
+            for image in index.tolist():
+                if image in last:
+                    ages.append(step - last[image])
+                last[image] = step
+            step += 1
+    return torch.tensor(ages).double()
+
+
 def test_a_row_in_a_window_is_w_over_b_steps_old_and_n_over_b_steps_in_a_random_order():
     """docs/derivations.md, section 9: the mean number of steps between two visits of an image."""
+    assert ages_of(0, 1, 30).mean() == pytest.approx(400 / 10, rel=0.05)
+    assert ages_of(80, 8, 200).mean() == pytest.approx(80 / 10, rel=0.05)
 
-    def age(size: int, visits: int, number: int) -> float:
-        last, ages, step = {}, [], 0
-        for pass_number, images, entering in passes(400, size, visits, number):
-            for image in entering.tolist():
-                last.pop(image, None)  # its row is new: the forward pass has just made it
-            for index in shuffled(images, 0, "epoch", pass_number).split(10):
-                for image in index.tolist():
-                    if image in last:
-                        ages.append(step - last[image])
-                    last[image] = step
-                step += 1
-        return sum(ages) / len(ages)
 
-    assert age(0, 1, 30) == pytest.approx(400 / 10, rel=0.05)
-    assert age(80, 8, 200) == pytest.approx(80 / 10, rel=0.05)
+def test_the_spread_of_a_rows_age_is_its_mean_over_the_square_root_of_six():
+    """The same section: a triangle from 0 to twice the mean, in whole steps."""
+    for steps, ages in ((40, ages_of(0, 1, 30)), (8, ages_of(80, 8, 200))):
+        assert ages.var() == pytest.approx((steps**2 - 1) / 6, rel=0.05)
+        assert 1 <= ages.min() <= 2 and 2 * steps - 3 <= ages.max() <= 2 * steps - 1
+
+
+def test_the_ages_that_exercise_13_names_are_those_that_its_code_measures():
+    text = (Path(__file__).parent.parent / "EXERCISES.md").read_text().split("## 13. ")[1].split("## 14. ")[0]
+    printed = []
+    exec(re.search("```python\n(.*?)```", text, re.S).group(1), {"print": printed.append})
+    for line in printed:
+        assert line.split(" steps")[0] in " ".join(text.split()), line
+        assert line.split("steps, ")[1] in text, line
 
 
 def test_entering_images_take_the_rows_of_those_that_left():

@@ -10,9 +10,6 @@ import pytest
 import test_exercises
 from faults import FAULTS, AsWritten
 
-import bank
-import loss
-
 CHECKS = {
     name: (check, *inspect.signature(check).parameters)
     for name, check in vars(test_exercises).items()
@@ -42,13 +39,60 @@ def test_every_planted_fault_is_caught_by_the_check_of_its_idea(name):
     assert re.search(fault.words, said[fault.check]), said[fault.check]
 
 
+ANSWERS = (
+    "P - [",
+    "[k = y]",
+    "[j = y]",
+    "log P_k + H",
+    "E_P[",
+    "u_k - P_k",
+    "P_k - u_k",
+    "(1 - m) z",
+    "softmax(s / 2T)",
+)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_no_message_prints_the_formula_that_the_exercise_asks_for(name):
+    said = " ".join(verdicts(FAULTS[name].kind, FAULTS[name].file).values())
+    assert not [answer for answer in ANSWERS if answer in said]
+
+
 def test_every_check_has_a_fault_to_catch():
     assert {fault.check for fault in FAULTS.values()} == CHECKS.keys()
 
 
 def test_what_is_right_is_caught_by_none():
-    assert verdicts("bank", bank) == verdicts("loss", loss) == {}
+    for kind, ours in test_exercises.OURS.items():
+        assert verdicts(kind, ours()) == {}
     assert verdicts("bank", type("file", (), {"MemoryBank": AsWritten})) == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "words"),
+    [
+        ("bank", "class Bank:\n    pass", "has no MemoryBank.*It has Bank"),
+        ("bank", "from bank import MemoryBank\nclass MyBank(MemoryBank):\n    pass", "is ours, imported.*MyBank"),
+        ("bank", "import bank\nclass MemoryBank(bank.MemoryBank):\n    pass", "no update of its own"),
+        ("loss", "def nce_loss(s, y, t):\n    pass", "has nce_loss, and no nce"),
+        ("loss", "def sqrtkl(s):\n    pass\ndef nce(s, y, t):\n    pass", "has sqrtkl, and no sqrt_kl"),
+        ("loss", "from loss import nce", "is ours, imported"),
+        ("loss", "x = 1", "has no nce.*nothing of its own"),
+        ("order", "def window(order, size, visits):\n    pass", "has window, and no windows"),
+        ("newton", "def f(x):\n    pass", "has no newton_schulz"),
+    ],
+)
+def test_another_name_is_told_and_nothing_passes_by_it(kind, text, words, tmp_path):
+    module = type(sys)("student")
+    exec(text, vars(module))
+    assert re.search(words, test_exercises.names_of(module, kind, "my.py"))
+
+
+def test_an_exercise_that_is_asked_for_and_not_written_is_no_pass():
+    module = type(sys)("student")
+    exec("def nce(s, y, t):\n    pass", vars(module))
+    assert test_exercises.names_of(module, "loss", "my.py") == ""
+    assert "has no sqrt_kl, sqrt_kl_gradient" in test_exercises.names_of(module, "loss", "my.py", 5)
 
 
 MINE = """
@@ -66,7 +110,7 @@ def test_a_file_of_ones_own_is_checked_and_what_it_lacks_is_skipped(tmp_path):
     root = Path(__file__).parents[2]
     mine, losses = tmp_path / "my_bank.py", tmp_path / "my_loss.py"
     mine.write_text(MINE)
-    losses.write_text("from loss import nce\n")
+    losses.write_text("import loss\n\ndef nce(*args):\n    return loss.nce(*args)\n")
     command = [sys.executable, "-m", "pytest", "tests/test_exercises.py", "-rfs", "-p", "no:cacheprovider", "--bank"]
     run = lambda *args: subprocess.run([*command, *map(str, args)], cwd=root, capture_output=True, text=True)  # noqa: E731
     done = run(mine, "--loss", losses)
@@ -76,3 +120,17 @@ def test_a_file_of_ones_own_is_checked_and_what_it_lacks_is_skipped(tmp_path):
     assert "::test_npid_moves_only" not in done.stdout and "::test_nce" not in done.stdout, "these are right"
     gone = run(tmp_path / "none.py")
     assert gone.returncode == 4 and "none.py: no such file" in gone.stderr
+
+
+def test_the_letters_of_break_it_are_dealt_by_chance_once_and_kept(tmp_path, monkeypatch):
+    from figures import break_it
+
+    dealt = []
+    monkeypatch.setattr(break_it, "histories", lambda config: {name: [] for name in break_it.KINDS})
+    monkeypatch.setattr(break_it, "draw", lambda runs, deal, reveal, place: (dealt.append(deal), place.touch()))
+    folders = [str(tmp_path / str(i)) for i in range(6)]
+    for folder in folders:
+        assert break_it.main(["--out", folder]) == break_it.main(["--out", folder, "--reveal"]) == 0
+    assert dealt[::2] == dealt[1::2] and len(set(dealt)) > 3
+    assert break_it.main(["--out", folders[0], "--deal", "7"]) == break_it.main(["--out", folders[0], "--reveal"]) == 0
+    assert dealt[-2:] == [7, 7]

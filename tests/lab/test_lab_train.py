@@ -11,7 +11,7 @@ import torch
 import train as core
 from lab import train as program
 from lab.train import build, train
-from plumbing.command_line import UserError
+from plumbing.command_line import UserError, python
 from plumbing.outputs import save_tensors
 from plumbing.runs import Interrupted, read_checkpoint
 
@@ -51,7 +51,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(flags, tmp_path, capsys, optio
 def test_a_run_goes_through_the_command_line_and_is_not_overwritten_by_accident(flags, tmp_path, capsys):
     assert program.main([*flags(epochs=1), "--views", "twice", "--recipe", "laptop"]) == 0
     run = tmp_path / "run"
-    assert capsys.readouterr().out.splitlines()[-1] == f"evaluate it with: python -m lab.evaluate {run}"
+    assert capsys.readouterr().out.splitlines()[-1] == f"evaluate it with: {python()} -m lab.evaluate {run}"
     assert program.main(flags()) == 2
     assert_one_line(capsys, "holds a run: --resume")
     assert program.main(["--resume", str(run), "--views", "single"]) == 2

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY
 from invented import lab
 
@@ -169,14 +170,30 @@ def test_a_run_without_labels_has_a_page_without_what_needs_them(pictures, tiny,
     assert page.main([tiny().out, "--out", str(tmp_path / "p.html")]) == 0
     shown = Read(tmp_path / "p.html")
     assert [name for name in shown.text if name] == SECTIONS
-    for name in ("accuracy", "neighbours", "map"):
-        assert page.NO_LABELS in shown.text[name] and not shown.images[name]
-    assert [len(shown.images[name]) for name in ("curves", "spectrum", "step")] == [1, 1, 2]
+    assert page.NO_LABELS in shown.text["accuracy"] and not shown.images["accuracy"]
+    drawn = ("curves", "neighbours", "map", "spectrum", "step")
+    assert [len(shown.images[name]) for name in drawn] == [1, 2, 2, 1, 2]
+    assert "own class" not in shown.text["neighbours"] and "of its class" not in shown.text["map"]
     assert "took no such look" in shown.text["curves"]
 
     folder.rename(tmp_path / "moved")
     assert page.main([tiny().out]) == 2
     assert page.main([tiny().out, "--data-dir", str(tmp_path / "moved")]) == 0
+
+
+def test_the_map_separates_groups_that_two_principal_axes_do_not():
+    labels = torch.arange(10).repeat_interleave(30)
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.eye(10, 16)[labels]
+    features = F.normalize(centres + 0.15 * torch.randn(300, 16, generator=generator), dim=1)
+    close = (features @ features.T).fill_diagonal_(-2).topk(10).indices
+    start = features @ torch.linalg.eigh(features.T @ features)[1][:, [-1, -2]]
+
+    def own(spots):  # the share of a dot's ten nearest that are of its group
+        near = torch.cdist(spots, spots).fill_diagonal_(9e9).topk(10, largest=False).indices
+        return (labels[near] == labels[:, None]).float().mean()
+
+    assert own(page.layout(close, start)) > 0.8 > own(start)
 
 
 def test_a_method_without_a_bank_has_a_page_without_it(tiny):

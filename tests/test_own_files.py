@@ -1,0 +1,104 @@
+"""A student's own bank and losses train in place of ours; hints print commands that work."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import train as program
+from eval_linear import main as evaluate
+from plumbing.command_line import next_step, python
+from plumbing.image_ops import MEAN, STD
+from train import main
+
+BANK = """
+import torch
+import torch.nn.functional as F
+from bank import MemoryBank as Ours
+
+class MemoryBank(Ours):
+    @torch.no_grad()
+    def update(self, z, index, similarity=None, columns=None, target=None, **seen):
+        rows = self.weight if columns is None else self.weight[columns]
+        target = self.locate(index) if target is None else target
+        pull = F.one_hot(target, len(rows)) - (similarity / self.temperature).softmax(1)
+        rows = F.normalize(self.momentum * rows + (1 - self.momentum) * pull.T @ z, dim=1)
+        self.weight[slice(None) if columns is None else columns] = rows
+"""
+LOSS = """
+def nce(similarity, target, temperature):
+    logits = similarity / temperature
+    return (logits.logsumexp(1) - logits.gather(1, target[:, None])[:, 0]).mean()
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """The flags of a bank and a loss of one's own."""
+    (tmp_path / "my_bank.py").write_text(BANK)
+    (tmp_path / "my_loss.py").write_text(LOSS)
+    return ["--bank", str(tmp_path / "my_bank.py"), "--loss", str(tmp_path / "my_loss.py")]
+
+
+@pytest.mark.parametrize("settings", [dict(negatives=0), dict(negatives=40), dict(window=48, visits=4, negatives=0)])
+def test_a_bank_and_a_loss_of_ones_own_reach_our_loss_to_the_printed_digits(flags, own, capsys, tmp_path, settings):
+    said = []
+    for name, extra in (("ours", []), ("own", own)):
+        assert main([*flags(**settings, epochs=1, out=tmp_path / name), *extra]) == 0
+        said.append(capsys.readouterr().out.split("loss ")[1].split(",")[0])
+    assert said[0] == said[1] and float(said[0]) > 1
+
+
+def test_the_own_bank_is_the_one_that_moves(flags, own, tmp_path):
+    Path(own[1]).write_text(BANK.replace("rows = F.normalize", "raise ZeroDivisionError  #"))
+    with pytest.raises(ZeroDivisionError):
+        main([*flags(negatives=0), *own])
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "words"),
+    [
+        ("--bank", None, "no such file"),
+        ("--bank", "x = 1", "has no MemoryBank"),
+        ("--loss", "def loss(): pass", "has no nce"),
+        ("--loss", "def nce(:", "cannot be imported .SyntaxError"),
+    ],
+)
+def test_a_file_that_will_not_do_is_told_in_one_line(flag, text, words, flags, tmp_path, capsys):
+    file = tmp_path / "my.py"
+    if text is not None:
+        file.write_text(text)
+    assert main([*flags(), flag, str(file)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert f"{flag} {file}: " in said and "Traceback" not in said and "\n" not in said
+    assert words.split(" .")[0] in said
+
+
+def test_the_hints_name_a_python_that_has_the_environment(tmp_path):
+    assert shutil.which(python()) is None or subprocess.run([python(), "-c", "import torch"]).returncode == 0
+    line = f"import sys; sys.path.insert(0, {str(Path(program.__file__).parent)!r}); "
+    line += "from plumbing.command_line import python; print(python())"
+    environment = {"PATH": "/nowhere"}
+    said = subprocess.run([sys.executable, "-c", line], env=environment, capture_output=True, text=True).stdout.strip()
+    assert Path(said).exists() and said != "python"
+
+
+def test_a_run_without_labels_is_not_sent_to_an_evaluation_that_refuses(flags, pictures, tmp_path, capsys):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i, picture in enumerate(sorted(pictures.rglob("*.png"))[:64]):
+        shutil.copy(picture, flat / f"{i}.png")
+    assert main(flags(data_dir=flat)) == 0
+    said = capsys.readouterr().out
+    assert "figures/page.py" in said and "evaluate it with" not in said
+    assert "evaluate it with" in next_step("runs/x", True)
+
+
+def test_an_exported_backbone_says_how_its_images_are_prepared(flags, tmp_path, capsys):
+    assert main(flags()) == 0
+    capsys.readouterr()
+    assert evaluate([str(tmp_path / "run"), "--export", str(tmp_path / "b.pt")]) == 0
+    said = capsys.readouterr().out
+    assert str(MEAN) in said and str(STD) in said and "21 pixels" in said
