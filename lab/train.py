@@ -34,7 +34,7 @@ METHODS = ("ours", "simclr", "moco", "mocov2", "byol", "simsiam", "barlow", "din
 
 OURS_ALONE = (  # settings of the bank and of its losses; the other methods have heads of their own
     "temperature", "bank_momentum", "bank_init", "bank_update", "negatives", "lam", "kl_temperature", "cutmix",
-    "layers", "hidden", "dim", "bank_dtype", "shard_bank", "similarity_gb",
+    "layers", "hidden", "dim", "window", "visits", "bank_dtype", "shard_bank", "similarity_gb",
 )  # fmt: skip
 
 
