@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
         args, others = super().parse_known_args(args, namespace)
         for action in self._actions:
             place = getattr(args, action.dest, None)
-            if place == [] and action.nargs is None:  # what argparse makes of --out=--
+            if place == [] and action.nargs != "*":  # what argparse makes of --out=--
                 raise UserError(f"{action.option_strings[0]}: expected one argument")
             if action.type is output and place is not None:
                 named = [value for key, value in vars(args).items() if key != action.dest]
