@@ -263,7 +263,7 @@ def outcome(call, script: str, stopped: str) -> tuple[int, str]:
             return 2, f"{script}: out of memory: {advice}; what was saved before is kept"
         if not getattr(error, "filename", None):
             raise
-        return 2, f"{script}: {error.filename}: {error.strerror}"
+        return 2, f"{script}: {error.filename}: {error.strerror or error}"
 
 
 def command(main, name: str = "", stopped: str = "stopped; what was saved before is kept"):
