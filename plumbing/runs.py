@@ -264,7 +264,7 @@ class Journal:
     def _lost(self, error: DataLost) -> None:
         """Save, if the run is between two steps: where images enter a window it is not."""
         c = self.config
-        if self.step and (not 0 < c.window < self.count or self.step % (c.rows(self.count) // c.batch_size)):
+        if self.step and (c.rows(self.count) == self.count or self.step % (c.rows(self.count) // c.batch_size)):
             self.interrupted(getattr(error, "signal", 0), str(error))
         raise UserError(f"{error}; {self._kept()}") from error
 
