@@ -15,7 +15,7 @@ from tqdm import tqdm
 from plumbing import cache
 from plumbing.command_line import UserError
 from plumbing.files import Dataset, Images, reason, say
-from plumbing.pixels import UNREADABLE, Deep, Range, common_side, decode, lost_share, range_of, sample_sizes
+from plumbing.pixels import UNREADABLE, Deep, Range, common_side, decode, lost_share, range_of, sample
 
 FEW = 2000  # fewer images than that are decoded in a second or two: no bar, no file
 DEEP = "more than 8 bits per value"
@@ -32,10 +32,12 @@ def decode_all(
     """
     train = _labelled_first(dataset.train)
     listed = [train] + ([dataset.test] if dataset.test else [])
-    sizes = sample_sizes(train.paths)
+    sizes, halved = sample(train.paths)
     side, lost = common_side(sizes, size), lost_share(sizes) if fit == "crop" else 0
     if lost > 0.005:
         say(f"images are cut to their central squares: {lost:.0%} of them lies outside (--fit pad shows all)")
+    if halved:
+        say("some images have 16 bits per colour, of which the upper 8 are used: values below 256 become black")
     total = sum(map(len, listed))
     in_memory = total * 3 * side * side <= cache_gb * 1e9
     most = 2e9 * cache_gb if in_memory and total >= FEW and cache_dir else 0

@@ -66,12 +66,12 @@ def among(stored: dict | None, images: Images) -> Tensor:
 def twins(train: Images, test: Images) -> list[tuple[int, int]]:
     """(test image, training image) for each test image whose content a training image has too.
 
-    Of files the bytes count, of other images the pixels.
+    Of images in memory the pixels count, of images on disk the files' bytes.
     """
-    if train.paths is None or test.paths is None:
-        if train.pixels is None or test.pixels is None:
-            return []
+    if train.pixels is not None and test.pixels is not None:
         keys = [[hash(image.numpy().tobytes()) for image in images.pixels.cpu()] for images in (train, test)]
+    elif not train.paths or not test.paths:
+        return []
     else:
         sizes = [[_size(path) for path in images.paths] for images in (train, test)]
         shared = {*sizes[0]} & {*sizes[1]}  # only these need to be read

@@ -101,17 +101,22 @@ def _finite(image: Image.Image) -> np.ndarray:
     return values
 
 
-def sample_sizes(paths: list[Path], count: int = 64) -> list[tuple[int, int]]:
-    """(width, height) of about `count` of the files, spread over all of them; upright."""
-    sizes = []
+def sample(paths: list[Path], count: int = 64) -> tuple[list[tuple[int, int]], bool]:
+    """(width, height) of about `count` of the files, spread over all of them; upright.
+
+    And whether one of them has 16 bits per colour, of which Pillow gives the upper 8.
+    """
+    sizes, halved = [], False
     for path in paths[:: max(1, len(paths) // count)]:
         try:
             with Image.open(path) as image:
-                turned = image.getexif().get(274, 1) in (5, 6, 7, 8)
+                coloured = not image.mode.startswith(("I", "F"))
+                halved |= coloured and any(";16" in str(tile[3]) for tile in image.tile)
+                turned = image.width != image.height and image.getexif().get(274, 1) in (5, 6, 7, 8)
                 sizes.append(image.size[::-1] if turned else image.size)
         except UNREADABLE:
             continue
-    return sizes
+    return sizes, halved
 
 
 def common_side(sizes: list[tuple[int, int]], size: int) -> int:

@@ -214,6 +214,27 @@ def test_deep_pictures_share_one_range_which_is_said(tmp_path, capsys, kind, cac
     assert f"2 images of more than 8 bits per value: {said} become 0 to 255" in capsys.readouterr().out
 
 
+def save_16_bit_png(path, values, kind):
+    """A PNG of 16 bits per value, which Pillow does not write: kind 2 is RGB, 4 grey with alpha."""
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)), (b"IDAT", zlib.compress(rows))
+    with open(path, "wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        for name, content in (*chunks, (b"IEND", b"")):
+            file.write(struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content)))
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (4, 2)])
+def test_16_bits_per_colour_lose_their_lower_half_which_is_said(tmp_path, capsys, kind, channels):
+    save_16_bit_png(tmp_path / "a.png", np.full((16, 16, channels), 65535 // 2), kind)
+    load("folder", tmp_path)
+    assert "16 bits per colour, of which the upper 8 are used" in capsys.readouterr().out
+    save(tmp_path / "a.png")
+    load("folder", tmp_path)
+    assert "16 bits" not in capsys.readouterr().out
+
+
 def test_the_test_set_has_the_range_of_the_training_set(tmp_path):
     for split, top in (("train", 4000), ("test", 500)):
         for name in ("a", "b"):

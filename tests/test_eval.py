@@ -365,6 +365,8 @@ def test_identical_files_in_both_sets_are_named(run, tmp_path):
         "caution: 2 test images are identical to training images, for instance "
         "test/a/003.png = train/a/003.png, test/a/004.png = train/a/004.png"
     )
+    on_disk = data.load("folder", tmp_path / "in", cache_gb=1e-9)
+    assert [test for test, _ in twins(on_disk.train, on_disk.test)] == [0, 1]
 
 
 def test_identical_images_in_memory_are_counted_too():

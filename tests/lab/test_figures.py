@@ -33,7 +33,7 @@ def test_a_sweep_runs_what_is_missing_and_only_that(tiny, tmp_path, monkeypatch)
     file, points = tmp_path / "results" / "x.json", {"a": lab(tiny(epochs=1)), "b": lab(tiny(epochs=1, lam=1.0))}
     runs = sweeper.sweep(file, {"a": points["a"]}, seeds=(0,), jobs=1, controls=True)
     assert len(runs) == 1 and runs[0]["name"] == "a" and 0 <= runs[0]["final"]["linear"] <= 1
-    assert set(runs[0]["controls"]) == {"untrained", "raw"} and len(runs[0]["epochs"]) == 1
+    assert set(runs[0]["controls"]) == {"untrained", "raw", "majority"} and len(runs[0]["epochs"]) == 1
     assert runs[0]["config"]["data_dir"] == "", "results name no place on the machine that made them"
 
     monkeypatch.setattr(sweeper, "ProcessPoolExecutor", None)  # nothing may be run now
@@ -308,7 +308,7 @@ def test_a_run_can_be_measured_for_the_memory_of_its_step(tiny, tmp_path):
 
 def test_committed_results_are_whole():
     settings = asdict(LabConfig()).keys()
-    later = {"optimizer", "muon_momentum", "window", "visits"}  # these count with their value in ROUND_ONE
+    later = {"fit", "optimizer", "muon_momentum", "window", "visits"}  # these count with their value in ROUND_ONE
     for file in sweeper.RESULTS.glob("*.json"):
         for run in json.loads(file.read_text())["runs"]:
             assert run["hardware"] and run["date"] and run["epochs"] and 0 < run["final"]["linear"] < 1, file

@@ -146,7 +146,10 @@ def test_transfer_probes_every_run_on_every_target(tiny, monkeypatch):
     measure = pickle.loads(pickle.dumps(transfer.Measure(targets)))  # as a sweep's processes get it
     final = measure(checkpoint, load_dataset(config))
     wanted = {
-        f"{who} {key} {t}" for who in ("trained", "untrained", "raw") for key in ("knn", "linear") for t in targets
+        f"{who} {key} {t}"
+        for who in ("trained", "untrained", "raw", "majority")
+        for key in ("knn", "linear")
+        for t in targets
     }
     assert set(final) == wanted | {"knn", "linear"}
     runs = [{"name": f"ours on {own}", "method": "ours", "seed": 0, "final": final}]
