@@ -16,13 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from plumbing import files, image_ops
+from plumbing import folders, image_ops
 from plumbing.command_line import UserError
-from plumbing.decoding import decode_all
-from plumbing.files import Dataset
+from plumbing.files import Dataset, decode_all
 from plumbing.image_ops import coin, uniform
 
-DATASETS = ("shapes", "shapes-textured", *files.DOWNLOADS, "folder")
+DATASETS = ("shapes", "shapes-textured", *folders.DOWNLOADS, "folder")
 
 
 def load(
@@ -37,15 +36,15 @@ def load(
     for the next start ("": not kept). fit: crop or pad. Raises UserError, naming option or file.
     """
     if name in ("shapes", "shapes-textured"):
-        train, test = (files.drawn(n, seed, name == "shapes-textured") for n, seed in ((10_000, 0), (2_000, 1)))
-        dataset = Dataset(train, train, test, files.SHAPES)
-    elif name in files.DOWNLOADS:
-        dataset = files.download(name, Path(data_dir))
+        train, test = (folders.drawn(n, seed, name == "shapes-textured") for n, seed in ((10_000, 0), (2_000, 1)))
+        dataset = Dataset(train, train, test, folders.SHAPES)
+    elif name in folders.DOWNLOADS:
+        dataset = folders.download(name, Path(data_dir))
     elif name == "folder":
-        dataset = files.folder(Path(data_dir))
+        dataset = folders.folder(Path(data_dir))
     else:
         raise UserError(f"--dataset: unknown {name!r}, choose from {', '.join(DATASETS)}")
-    dataset = files.split(dataset, subset, holdout, Path(data_dir))
+    dataset = folders.split(dataset, subset, holdout, Path(data_dir))
     if dataset.train.pixels is None:
         dataset = decode_all(dataset, size, cache_gb, workers, cache_dir, fit)
     return dataset

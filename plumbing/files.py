@@ -1,23 +1,157 @@
-"""Datasets: images in memory or on disk, downloads, folders, and which of them train or test.
+"""Files to pixels: every image is decoded once, in parallel, to uint8 tensors.
 
-plumbing/layout.py reads a folder's layout from the names in it, plumbing/decoding.py decodes the
-files before training starts.
+Images of any size and mode are accepted: upright, RGB, one square size. Files of more than 8 bits
+per value ("deep": 16-bit and float greyscale) need the range of values that becomes 0 to 255. It is
+one range for the whole dataset (`Range`), so that a dark picture stays darker than a bright one.
+Every image has a row in the memory bank, so a file that cannot be decoded is left out before
+training starts. plumbing/folders.py says which files there are, and which of them train or test.
 """
 
+import math
 import os
 import signal
 import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
+from tqdm import tqdm
 
-from plumbing import shapes
+from plumbing import cache
 from plumbing.command_line import UserError, loaded
-from plumbing.layout import digest, layout, listing
-from plumbing.pixels import UNREADABLE, Range, decode
+
+UNREADABLE = (Exception,)  # Pillow's readers raise a dozen kinds for damaged files, some of them RuntimeError
+FITS = ("crop", "pad")
+GREY = (127, 127, 127)  # beside padded images
+FEW = 2000  # fewer images than that are decoded in a second or two: no bar, no file
+DEEP = "more than 8 bits per value"
+
+
+# ---------------------------------------------------------------------------------- one image file
+
+
+class Deep(Exception):
+    """The file has more than 8 bits per value, and no range of values was given."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values low to high become 0 to 255; what lies beyond becomes 0 or 255."""
+
+    low: float
+    high: float
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        scaled = (values.astype(np.float64) - self.low) / max(self.high - self.low, 1e-30) * 255
+        return scaled.clip(0, 255).round().astype(np.uint8)
+
+    @classmethod
+    def of(cls, extremes: Iterable[tuple[float, float, bool]]) -> "Range":
+        """The range of a dataset, from (smallest, largest, whether whole numbers) of its files.
+
+        Whole numbers from 0 have a range of so many bits: 0 to 4095 if the largest is 3000.
+        """
+        lows, highs, whole = zip(*extremes)
+        if all(whole) and min(lows) >= 0:
+            return cls(0, 2 ** max(1, int(max(highs)).bit_length()) - 1)
+        return cls(float(min(lows)), float(max(highs)))
+
+
+def extremes(path: Path) -> tuple[float, float, bool] | None:
+    """The smallest and the largest value of a deep file, and whether its values are whole numbers.
+
+    None if it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            values = _finite(image)
+        return values.min().item(), values.max().item(), image.mode.startswith("I")
+    except UNREADABLE:
+        return None
+
+
+def range_of(paths: list[Path], workers: int) -> Range | None:
+    """The range of the deep files; None if none of them can be read."""
+    with ThreadPoolExecutor(workers) as pool:
+        readable = [each for each in pool.map(extremes, paths) if each]
+    return Range.of(readable) if readable else None
+
+
+def decode(path: Path, side: int, fit: str = "crop", span: Range | None = None) -> np.ndarray:
+    """One image file as uint8 (3, side, side): upright and RGB.
+
+    fit "crop" takes the central square, "pad" shows the whole image with grey beside it. Raises
+    what Pillow raises (UNREADABLE), ValueError for a value that is not finite, and Deep if the file
+    needs a span.
+    """
+    with Image.open(path) as image:
+        image.draft("RGB", (side, side))  # JPEG: skip resolution that is not needed
+        if image.width * image.height > 2**26:
+            raise ValueError("more than 67 million pixels, which would take gigabytes to decode")
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith(("I", "F")):
+            if span is None:
+                raise Deep
+            image = Image.fromarray(span(_finite(image)))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("RGB")
+        if image.size != (side, side):
+            if fit == "pad":
+                image = ImageOps.pad(image, (side, side), Image.Resampling.BILINEAR, color=GREY)
+            else:
+                image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
+        return np.asarray(image).transpose(2, 0, 1).copy()
+
+
+def _finite(image: Image.Image) -> np.ndarray:
+    values = np.asarray(image)
+    if not np.isfinite(values).all():
+        raise ValueError("a value is not finite")
+    return values
+
+
+def sample(paths: list[Path], count: int = 64) -> tuple[list[tuple[int, int]], bool]:
+    """(width, height) of about `count` of the files, spread over all of them; upright.
+
+    And whether one of them has 16 bits per colour, of which Pillow gives the upper 8.
+    """
+    sizes, halved = [], False
+    for path in paths[:: max(1, len(paths) // count)]:
+        try:
+            with Image.open(path) as image:
+                coloured = not image.mode.startswith(("I", "F"))
+                halved |= coloured and any(";16" in str(tile[3]) for tile in image.tile)
+                turned = image.width != image.height and image.getexif().get(274, 1) in (5, 6, 7, 8)
+                sizes.append(image.size[::-1] if turned else image.size)
+        except UNREADABLE:
+            continue
+    return sizes, halved
+
+
+def common_side(sizes: list[tuple[int, int]], size: int) -> int:
+    """The side of the decoded images, for views of `size` pixels.
+
+    Small images that share one square size stay as they are; others become a little larger than a
+    view.
+    """
+    limit = max(64, round(size * 8 / 7))
+    width, height = sizes[0] if len(set(sizes)) == 1 else (0, 1)
+    return width if width == height and width <= limit else limit
+
+
+def lost_share(sizes: list[tuple[int, int]]) -> float:
+    """The mean share of the images that lies outside their central squares."""
+    return 1 - math.fsum(min(size) / max(size) for size in sizes) / len(sizes) if sizes else 0.0
+
+
+# -------------------------------------------------------------------------------- images, datasets
 
 
 def say(line: str) -> None:
@@ -31,7 +165,7 @@ def say(line: str) -> None:
 class Images:
     """N square images: `pixels` uint8 (N, 3, S, S) in memory, or `paths` to be decoded.
 
-    labels is (N,) or None. fit and span are those of `pixels.decode`, root is the folder that names
+    labels is (N,) or None. fit and span are those of `decode`, root is the folder that names
     of files count from.
     """
 
@@ -138,94 +272,127 @@ class Dataset:
         return replace(self, train=train, labelled=labelled, test=self.test and self.test.to(device))
 
 
-# ---------------------------------------------------------------------------- downloads and folders
-
-SHAPES = shapes.CLASSES
-DOWNLOADS = {  # the class in torchvision.datasets, and what has to lie in --data-dir for it to find
-    "cifar10": ("CIFAR10", "the folder cifar-10-batches-py (unpacked from cifar-10-python.tar.gz)"),
-    "cifar100": ("CIFAR100", "the folder cifar-100-python (unpacked from cifar-100-python.tar.gz)"),
-    "stl10": ("STL10", "the folder stl10_binary (unpacked from stl10_binary.tar.gz)"),
-}
+# ------------------------------------------------------------------------------- decoding a dataset
 
 
-def download(name: str, root: Path) -> Dataset:
-    import torchvision  # its datasets are slow to import
+def decode_all(
+    dataset: Dataset, size: int, cache_gb: float, workers: int, cache_dir: str, fit: str = "crop"
+) -> Dataset:
+    """Decode every file once. Images that fit in cache_gb together stay in memory.
 
-    kind, files = DOWNLOADS[name]
-    splits = [{"train": True}, {"train": False}]
-    if name == "stl10":
-        splits = [{"split": "unlabeled"}, {"split": "train"}, {"split": "test"}]
-    new = [folder for folder in (root, *root.parents) if not folder.exists()]  # innermost first
-    try:
-        sets = [getattr(torchvision.datasets, kind)(root, download=True, **split) for split in splits]
-    except (OSError, RuntimeError) as error:
-        for folder in new:
-            if folder.exists() and not any(folder.iterdir()):
-                folder.rmdir()
-        advice = f"put {files} in {root} yourself, or name its place with --data-dir"
-        raise UserError(f"--dataset {name}: cannot download it ({error}); {advice}") from error
-    images = []
-    for each in sets:
-        array, labels = (each.data, each.labels) if name == "stl10" else (each.data.transpose(0, 3, 1, 2), each.targets)
-        pixels, labels = torch.from_numpy(np.ascontiguousarray(array)), torch.tensor(np.asarray(labels)).long()
-        images.append(Images(pixels, labels=None if (labels < 0).any() else labels, side=pixels.shape[-1]))
-    return Dataset(images[0], images[-2], images[-1], tuple(sets[-1].classes))
-
-
-def folder(root: Path) -> Dataset:
-    """The images below root, in the layout that their names show. Says in a line which that is."""
-    if not root.is_dir():
-        raise UserError(f"--data-dir {root}: no such folder; name the one that holds your images")
-    names, closed = listing(root)
-    try:
-        shown = layout(names, closed)
-    except UserError as error:
-        raise UserError(f"--data-dir {root}: {error}") from None
-    say(f"{root}: {shown.said}")
-    number = {name: c for c, name in enumerate(shown.classes)} | {None: -1}
-    sets = []
-    for pairs in (shown.train, shown.test):
-        labels = torch.tensor([number[label] for _, label in pairs], dtype=torch.long) if shown.classes else None
-        sets.append(Images(paths=[root / name for name, _ in pairs], labels=labels, root=root))
-    train, test = sets
-    return Dataset(train, train if shown.classes else None, test if len(test) else None, shown.classes, shown.lacks)
-
-
-def split(dataset: Dataset, subset: int, holdout: int, root: Path) -> Dataset:
-    """subset training images (0: all), and holdout others as the test set (0: the test set stays).
-
-    Files under root are chosen by the hash of their names, so that new files move few others.
+    Others are checked and stay on disk. The decoded images are kept as a file in cache_dir for the
+    next start, unless cache_dir is "" or the images are few. Of train.labels, -1 stands for images
+    without a label.
     """
-    count, train, labels = len(dataset.train), dataset.train, dataset.train.labels
-    if subset < 0 or holdout < 0 or subset + holdout > count or holdout == count:
-        raise UserError(f"--subset {subset} and --holdout {holdout}: the dataset has {count} training images in all")
-    if not subset and not holdout:
-        return dataset
-    order = shuffled_by_name(train, root)
-    able = order if labels is None else order[labels[order] >= 0]
-    if holdout and dataset.train is not dataset.labelled:
-        raise UserError("--holdout needs labels on the training images, and this dataset has none")
-    if holdout >= len(able):
-        raise UserError(f"--holdout {holdout}: the dataset has {len(able)} training images with labels")
-    held = able[len(able) - holdout :]
-    train = train.take(order[~torch.isin(order, held)][: subset or count])
-    labelled = train if dataset.labelled is dataset.train else dataset.labelled
-    test, lacks = (dataset.train.take(held), "") if holdout else (dataset.test, dataset.lacks)
-    return replace(dataset, train=train, labelled=labelled, test=test, lacks=lacks)
+    train = _labelled_first(dataset.train)
+    listed = [train] + ([dataset.test] if dataset.test else [])
+    sizes, halved = sample(train.paths)
+    side, lost = common_side(sizes, size), lost_share(sizes) if fit == "crop" else 0
+    if lost > 0.005:
+        say(f"images are cut to their central squares: {lost:.0%} of them lies outside (--fit pad shows all)")
+    if halved:
+        say("some images have 16 bits per colour, of which the upper 8 are used: values below 256 become black")
+    total = sum(map(len, listed))
+    in_memory = total * 3 * side * side <= cache_gb * 1e9
+    most = 2e9 * cache_gb if in_memory and total >= FEW and cache_dir else 0
+    done, bad, span = [], {}, None
+    quiet = {"disable": True} if total < FEW else {}
+    with tqdm(total=total, desc="reading images", unit="image", **quiet) as bar:
+        for images in listed:
+            images = replace(images, side=side, workers=workers, fit=fit, span=span)
+            images, readable, reasons = _read(images, in_memory, cache_dir, most, bar)
+            bad |= {images.paths[i]: why for i, why in reasons.items()}
+            span = images.span
+            done.append(images if readable.all() else images.take(readable.nonzero()[:, 0]))
+    if bad:
+        named = ", ".join(f"{path} ({why})" for path, why in list(bad.items())[:5]) + (" …" if len(bad) > 5 else "")
+        say(f"skipped {len(bad)} of {total} images that cannot be read: {named}")
+    if not len(done[0]):
+        path, why = next(iter(bad.items()))
+        raise UserError(f"--data-dir: none of its {total} images can be read, for instance {path} ({why})")
+    return _with_parts(dataset, *done)
 
 
-def shuffled_by_name(images: Images, root: Path) -> Tensor:
-    """An order (N,) that looks random and is always the same.
+def _labelled_first(images: Images) -> Images:
+    if images.labels is None or (images.labels >= 0).all():
+        return images
+    return images.take((images.labels < 0).long().argsort(stable=True))
 
-    A file's place follows from the hash of its name under root: an order of numbers would put every
-    image elsewhere as soon as one file is added.
+
+def _with_parts(dataset: Dataset, train: Images, test: Images | None = None) -> Dataset:
+    """The dataset with decoded images; its labelled ones are the first of train."""
+    labelled, lacks = None, dataset.lacks
+    if dataset.labelled:
+        count = int((train.labels >= 0).sum())
+        labelled = train.first(count) if count < len(train) else train
+        train = replace(train, labels=None) if count < len(train) else train
+        lacks = lacks or ("" if count else "none of the images with labels can be read")
+    if test is not None and not len(test):
+        test, lacks = None, "none of the test images can be read"
+    return replace(dataset, train=train, labelled=labelled or None, test=test, lacks=lacks)
+
+
+def _read(images: Images, in_memory: bool, cache_dir: str, most: float, bar: tqdm):
+    """The images decoded, which of them can be read, bool (N,), and why not, by number.
+
+    `most` is the size up to which decoded images are kept in cache_dir; 0: not at all.
     """
-    if images.paths is None:
-        return torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    hashes = [digest(path.relative_to(root).as_posix()) for path in images.paths]
-    return torch.tensor(sorted(range(len(hashes)), key=hashes.__getitem__))
+
+    def fits(content: dict) -> bool:
+        known = content["span"] is None or images.span in (None, Range(*content["span"]))
+        return known and content["pixels"].shape == (count, 3, images.side, images.side)
+
+    count = len(images)
+    place = cache.place_of(images.paths, (images.side, images.fit), cache_dir) if most else None
+    content = cache.kept(place, fits) if place else None
+    if content:
+        pixels, readable = content["pixels"], content["readable"]
+        images = replace(images, span=Range(*content["span"]) if content["span"] else images.span)
+    else:
+        pixels = torch.empty((count, 3, images.side, images.side), dtype=torch.uint8) if in_memory else None
+        readable = torch.zeros(count, dtype=torch.bool)
+    before = int(readable.sum())
+    bar.update(before)
+    reasons = _decode(images, (~readable).nonzero()[:, 0].tolist(), pixels, readable, bar)
+    deep = [i for i, why in reasons.items() if why == DEEP]
+    if deep:
+        span = images.span or range_of([images.paths[i] for i in deep], os.cpu_count()) or Range(0, 1)
+        images = replace(images, span=span)
+        say(f"{len(deep)} images of more than 8 bits per value: {span.low:g} to {span.high:g} become 0 to 255")
+        reasons |= _decode(images, deep, pixels, readable, bar)
+        reasons = {i: why for i, why in reasons.items() if not readable[i]}
+    if place and readable.sum() > before:
+        span = images.span and (images.span.low, images.span.high)
+        problem = cache.keep(place, {"pixels": pixels, "readable": readable, "span": span}, most)
+        if problem:
+            say(f"the decoded images are not kept for the next start: {problem}")
+    return replace(images, pixels=pixels), readable, reasons
 
 
-def drawn(count: int, seed: int, textured: bool) -> Images:
-    pixels, labels = shapes.draw(count, seed, textured=textured)
-    return Images(torch.from_numpy(pixels), labels=torch.from_numpy(labels), side=pixels.shape[-1])
+def _decode(images: Images, numbers: list[int], pixels: Tensor | None, readable: Tensor, bar: tqdm) -> dict[int, str]:
+    """Decode the images of these numbers into pixels (None: only try), and note which can be read.
+
+    Returns why the others cannot.
+    """
+
+    def attempt(i: int):
+        try:
+            return decode(images.paths[i], images.side, images.fit, images.span)
+        except Deep:
+            return DEEP
+        except UNREADABLE as error:
+            return reason(error, images.paths[i])
+
+    reasons = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets go of the interpreter while it decodes
+        for start in range(0, len(numbers), 1024):  # in pieces, so that few decoded images wait at a time
+            piece = numbers[start : start + 1024]
+            for i, image in zip(piece, pool.map(attempt, piece)):
+                bar.update()
+                if isinstance(image, str):
+                    reasons[i] = image
+                else:
+                    readable[i] = True
+                    if pixels is not None:
+                        pixels[i] = torch.from_numpy(image)
+    return reasons

@@ -20,10 +20,9 @@ from PIL import Image, features
 
 import data
 from data import load
-from plumbing import cache, decoding, files, shapes
+from plumbing import cache, files, folders, shapes
 from plumbing.command_line import UserError
-from plumbing.files import Dataset
-from plumbing.pixels import Range, decode
+from plumbing.files import Dataset, Range, decode
 
 CPU = torch.device("cpu")
 COLOURS = {"blue": (20, 40, 200), "green": (30, 180, 30), "red": (210, 20, 20)}  # class -> the colour of its images
@@ -91,7 +90,7 @@ def test_class_folders_alone_give_about_a_fifth_of_each_class_to_the_test_set(tm
 
 def test_the_fifth_kept_for_testing_is_always_the_same_and_apart_from_the_rest(tmp_path):
     classes(tmp_path, 10)
-    first, second = files.folder(tmp_path), files.folder(tmp_path)
+    first, second = folders.folder(tmp_path), folders.folder(tmp_path)
     assert first.test.paths == second.test.paths and first.train.paths == second.train.paths
     assert not set(first.test.paths) & set(first.train.paths)
     assert len(set(first.test.paths) | set(first.train.paths)) == 30
@@ -682,8 +681,8 @@ def test_a_folder_without_labels_has_a_subset_but_no_holdout(tmp_path):
 def test_subset_of_a_folder_is_taken_before_it_is_read(tmp_path, monkeypatch):
     classes(tmp_path, 10)
     read = []
-    original = decoding.decode
-    monkeypatch.setattr(decoding, "decode", lambda path, *how: read.append(path) or original(path, *how))
+    original = files.decode
+    monkeypatch.setattr(files, "decode", lambda path, *how: read.append(path) or original(path, *how))
     dataset = load("folder", tmp_path, subset=5, holdout=4)
     assert len(dataset.train) == 5 and len(dataset.test) == 4 and len(read) == 9
     assert torch.equal(dataset.train.labels, colours_of(dataset.train))
@@ -696,9 +695,9 @@ def test_subset_of_a_folder_is_taken_before_it_is_read(tmp_path, monkeypatch):
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
     """Loads a folder of 31 images, one unreadable, and says how many were decoded."""
-    monkeypatch.setattr(decoding, "FEW", 1)
-    root, decoded, original = tmp_path / "photographs", [], decoding.decode
-    monkeypatch.setattr(decoding, "decode", lambda path, *how: decoded.append(path) or original(path, *how))
+    monkeypatch.setattr(files, "FEW", 1)
+    root, decoded, original = tmp_path / "photographs", [], files.decode
+    monkeypatch.setattr(files, "decode", lambda path, *how: decoded.append(path) or original(path, *how))
     classes(root / "train", 10)
     (root / "train" / "red" / "broken.png").write_bytes(b"no image")
 
@@ -766,7 +765,7 @@ def test_other_content_of_the_same_size_and_time_is_decoded_again(kept):
 
 
 def test_a_file_that_could_not_be_read_once_is_tried_again(kept, tmp_path, monkeypatch):
-    original = decoding.decode
+    original = files.decode
 
     def failing(path, *how):
         if path.name == "3.png":
@@ -774,7 +773,7 @@ def test_a_file_that_could_not_be_read_once_is_tried_again(kept, tmp_path, monke
         return original(path, *how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(decoding, "decode", failing)
+        patch.setattr(files, "decode", failing)
         assert len(kept()[0]) == 27
     images, again = kept()
     assert len(images) == 30 and again == 4, "the three and the broken one"

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, features
 
 from data import load
-from plumbing import files
+from plumbing import folders
 from plumbing.command_line import UserError
 from plumbing.layout import chance, layout, listing, part_of, suffixes
 
@@ -246,10 +246,10 @@ def test_a_folder_that_may_not_be_listed_is_left_out_and_named(tmp_path, capsys,
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    dataset = files.folder(tmp_path)
+    dataset = folders.folder(tmp_path)
     assert dataset.classes == ("cat", "dog") and "not used: secret/ (may not be listed)" in capsys.readouterr().out
     with pytest.raises(UserError, match="--data-dir .*secret: may not be listed"):
-        files.folder(tmp_path / "secret")
+        folders.folder(tmp_path / "secret")
 
 
 def test_a_pipe_called_like_an_image_is_no_image(tmp_path):

@@ -35,7 +35,7 @@ from lab.studies import (
     transfer,
 )
 from lab.train import train
-from plumbing import files
+from plumbing import folders
 from plumbing.runs import read_checkpoint
 from train import load_dataset
 
@@ -139,8 +139,8 @@ def test_small_backbones_are_drawn_with_what_they_cost(titles, tmp_path):
 
 
 def test_transfer_probes_every_run_on_every_target(tiny, monkeypatch):
-    config, drawn = lab(tiny(epochs=1)), files.drawn
-    monkeypatch.setattr(files, "drawn", lambda count, *rest: drawn(count // 50, *rest))
+    config, drawn = lab(tiny(epochs=1)), folders.drawn
+    monkeypatch.setattr(folders, "drawn", lambda count, *rest: drawn(count // 50, *rest))
     checkpoint = read_checkpoint(train(config)["out"])
     own, targets = config.dataset, (config.dataset, "shapes")
     measure = pickle.loads(pickle.dumps(transfer.Measure(targets)))  # as a sweep's processes get it
