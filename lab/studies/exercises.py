@@ -2,7 +2,7 @@
 
     python -m lab.studies.exercises --seeds 0 1 2     an hour on two cores
 
-Runs that figures/results/exercises/exercises.json has are not run again; delete it to measure everything
+Runs that figures/results/exercises/exercises.json has are not run again; delete it to measure all
 anew. Prints the table that ends EXERCISES.md, which tests/test_docs.py compares with the file.
 """
 
