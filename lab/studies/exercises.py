@@ -2,7 +2,7 @@
 
     python -m lab.studies.exercises --seeds 0 1 2     an hour on two cores
 
-Runs that figures/results/exercises.json has are not run again; delete it to measure everything
+Runs that figures/results/exercises/exercises.json has are not run again; delete it to measure all
 anew. Prints the table that ends EXERCISES.md, which tests/test_docs.py compares with the file.
 """
 
@@ -19,7 +19,7 @@ from plumbing.devices import hardware
 from plumbing.runs import read_checkpoint, save_text
 from train import RECIPES, Config, load_dataset, train
 
-RESULTS = Path(__file__).resolve().parents[2] / "figures" / "results" / "exercises.json"
+RESULTS = Path(__file__).resolve().parents[2] / "figures" / "results" / "exercises" / "exercises.json"
 SHORT = dict(subset=2000, epochs=8, knn_every=0, precision="fp32")
 TEXTURED = dict(dataset="shapes-textured")
 POINTS = {  # the run's words: the exercises that have it, and its settings beside the demo recipe
