@@ -119,7 +119,9 @@ _OFF = {
 
 
 # What runs had before these settings existed.
-BEFORE = {"fit": "crop", "optimizer": "sgd", "muon_momentum": 0.6, "window": 0, "visits": 8}
+BEFORE = {
+    "fit": "crop", "optimizer": "sgd", "muon_momentum": 0.6, "window": 0, "visits": 8, "bank": "", "loss": "",
+}  # fmt: skip
 
 
 def migrate_config(config: dict) -> dict:
@@ -201,6 +203,10 @@ def _resumed(config_class, place: str, given: dict):
             advice = f"; to train on, start a new run: python -m lab.train --init-from {place} --epochs {value}"
             advice = advice * (name == "epochs")
             raise UserError(f"--resume {place}: the run has {flag(name)} {had}, it cannot go on with {value}{advice}")
+    for name in {"bank", "loss"} - given.keys():
+        if getattr(before, name):  # a stranger's checkpoint must not choose what code runs
+            had = f"{flag(name)} {getattr(before, name)}"
+            raise UserError(f"--resume {place}: the run was trained with {had}: name the file again")
     home = Path(place) if Path(place).is_dir() else Path(place).parent
     config = replace(before, **({"out": str(home)} | given))
     if config.folder() != home:

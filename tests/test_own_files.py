@@ -103,3 +103,14 @@ def test_an_exported_backbone_says_how_its_images_are_prepared(flags, tmp_path, 
     assert evaluate([str(tmp_path / "run"), "--export", str(tmp_path / "b.pt")]) == 0
     said = capsys.readouterr().out
     assert str(MEAN) in said and str(STD) in said and "21 pixels" in said
+
+
+def test_resuming_runs_no_code_that_only_the_checkpoint_names(flags, tmp_path, capsys):
+    file = tmp_path / "my_bank.py"
+    file.write_text("from bank import MemoryBank as Ours\n\nclass MemoryBank(Ours):\n    pass\n")
+    assert main([*flags(), "--bank", str(file)]) == 0
+    capsys.readouterr()
+    run = str(tmp_path / "run")
+    assert main(["--resume", run]) == 2
+    assert f"the run was trained with --bank {file}: name the file again" in capsys.readouterr().err
+    assert main(["--resume", run, "--bank", str(file)]) == 0

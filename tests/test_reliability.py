@@ -80,7 +80,7 @@ KINDS = ("pipe", "link to a device", "link in a circle", "link to the run", "lon
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("option", ["--json", "--export"])
 def test_a_place_that_no_result_may_go_to_is_refused_before_the_work(run, tmp_path, capsys, monkeypatch, option, kind):
-    for name in ("evaluate", "save_tensors"):
+    for name in ("evaluate", "export"):
         monkeypatch.setattr(eval_linear, name, None)  # no work begins
     place, before = special(tmp_path, run, kind), (run / "last.pt").read_bytes()
     refused(capsys, eval_linear.main, [run, option, place], option)
