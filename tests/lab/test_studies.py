@@ -211,7 +211,8 @@ def test_the_effective_rank_counts_directions():
 
 
 def test_what_sgd_and_muon_move_is_measured_drawn_and_tabled(tiny, titles, tmp_path):
-    rows = {"SGD": tiny(epochs=1), "Muon": tiny(epochs=1, optimizer="muon", out=str(tmp_path / "muon"))}
+    muon = tiny(epochs=1, optimizer="muon", out=str(tmp_path / "muon"))
+    rows = {"SGD": tiny(epochs=1, optimizer="sgd"), "Muon": muon}
     runs = []
     for name, config in rows.items():
         checkpoint = read_checkpoint(train(lab(config))["out"])
