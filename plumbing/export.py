@@ -29,7 +29,9 @@ def export(backbone: nn.Module, config: dict, file: Path) -> None:
 
 def recipe_of(backbone: nn.Module, config: dict) -> dict:
     """What the weights do not say about the network, and what its input is: plain values."""
-    recipe = {"arch": config["arch"], "size": config["size"], "mean": list(MEAN), "std": list(STD)}
+    size = config["size"]
+    side = config.get("eval_size") or (size if isinstance(backbone, VisionTransformer) else round(size * 4 / 3))
+    recipe = {"arch": config["arch"], "size": size, "side": side, "mean": list(MEAN), "std": list(STD)}
     if isinstance(backbone, ResNet):
         stages = [stage for stage in backbone.children() if isinstance(stage, nn.Sequential)]
         recipe |= {"block": type(stages[0][0]).__name__, "depths": [len(stage) for stage in stages]}
@@ -62,7 +64,7 @@ def lines_of(recipe: dict, name: str) -> str:
         f'model.load_state_dict(torch.load("{name}"))',
         "model.eval()",
         f"normalize = torchvision.transforms.Normalize({mean}, {std})",
-        f"# features = model(normalize(pixels in [0, 1])); trained on views of {recipe['size']} px",
+        f"# features = model(normalize(pixels in [0, 1])) of whole images of {recipe['side']} px",
     ]
     return "\n".join([*imports, "", *lines]) + "\n"
 

@@ -102,7 +102,7 @@ def test_an_exported_backbone_says_how_its_images_are_prepared(flags, tmp_path, 
     capsys.readouterr()
     assert evaluate([str(tmp_path / "run"), "--export", str(tmp_path / "b.pt")]) == 0
     said = capsys.readouterr().out
-    assert str(MEAN) in said and str(STD) in said and "21 pixels" in said
+    assert str(MEAN) in said and str(STD) in said and "whole images of 21 px" in said
 
 
 def test_resuming_runs_no_code_that_only_the_checkpoint_names(flags, tmp_path, capsys):

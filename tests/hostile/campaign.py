@@ -35,6 +35,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ["TQDM_DISABLE"] = "1"
 
 import numpy as np
+import pytest
 import torch
 from invented import invented
 from PIL import Image
@@ -303,7 +304,7 @@ SCRIPTS = sorted(
     if "__main__" in file.read_text()
 )
 WORK = {  # where the work of a script with a main() of its own begins
-    "train": ("train",), "eval_linear": ("evaluate", "save_tensors"), "lab.train": ("train",),
+    "train": ("train",), "eval_linear": ("evaluate", "export"), "lab.train": ("train",),
     "lab.detection": ("transfer",), "lab.bench": ("hardware", "BENCHMARKS"), "lab.studies.throughput": ("measure",),
     "lab.studies.speed": ("draw",), "figures.neighbours": ("draw",), "figures.page": ("compose",),
     "figures.fig2_framework": ("draw",), "figures.break_it": ("histories",),
@@ -316,6 +317,11 @@ def reached(*_, **__):
 
 def lines(world: World, draws: random.Random) -> str:
     """One to three options of absurd values; where the work of a script would begin, it ends."""
+    with pytest.MonkeyPatch.context() as patch:
+        return _lines(world, draws, patch)
+
+
+def _lines(world: World, draws: random.Random, patch: pytest.MonkeyPatch) -> str:
     script = draws.choice(SCRIPTS)
     module = script.removesuffix(".py").replace("/", ".")
     known, plain = [], Parser.parse_known_args
@@ -330,19 +336,20 @@ def lines(world: World, draws: random.Random) -> str:
             if module in WORK or module == "lab.evaluate":
                 loaded = __import__(module, fromlist=["main"])
                 for name in WORK.get(module, ()):
-                    setattr(loaded, name, dict.fromkeys(loaded.BENCHMARKS, reached) if name.isupper() else reached)
+                    end = dict.fromkeys(loaded.BENCHMARKS, reached) if name.isupper() else reached
+                    patch.setattr(loaded, name, end)
                 return loaded.main(argv)
             runpy.run_path(str(ROOT / script), run_name="__main__")
         finally:
             sys.argv = before
 
-    sweep.side_by_side = reached
+    patch.setattr(sweep, "side_by_side", reached)
     if module == "lab.evaluate":
-        eval_linear.evaluate = reached
+        patch.setattr(eval_linear, "evaluate", reached)
     needs = {"eval_linear", "lab.evaluate", "lab.detection", "figures.neighbours", "figures.page"}
     fixed = [str(world.run)] if module in needs else ["overhead"] if module == "lab.bench" else []
     fixed = ["cpu"] if module == "lab.studies.paper_scale" else fixed
-    Parser.parse_known_args = noting
+    patch.setattr(Parser, "parse_known_args", noting)
     ended(lambda: run([*fixed, "--no-such-option"]))
     Parser.parse_known_args = plain
     fifo = world.root / "fifo"

@@ -68,7 +68,7 @@ def interrupt(config, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return rate(config, step, per_epoch)
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="go on with: python -m lab.train --resume"):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="go on with: .*python -m lab.train --resume"):
         patch.setattr(core, "learning_rate", interrupted)
         train(config)
     assert read_checkpoint(config.out)["step"] == 9

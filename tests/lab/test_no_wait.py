@@ -173,7 +173,7 @@ def failing(monkeypatch):
         calls.append(1)
         return nce(*given) + (float("inf") if len(calls) == 9 else 0)
 
-    monkeypatch.setattr(program, "nce", ninth_is_infinite)
+    monkeypatch.setattr(program.Pretraining, "nce", staticmethod(ninth_is_infinite))
 
 
 def test_a_loss_that_is_not_finite_is_found_at_the_end_of_its_epoch(tiny, blind, failing):

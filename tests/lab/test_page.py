@@ -216,8 +216,8 @@ def test_mistakes_are_one_line_and_leave_the_page_as_it_was(run, tmp_path, pictu
 
     refused("nowhere: no checkpoint there", "nowhere")
     refused("unrecognized arguments: --nonsense", run, "--nonsense")
-    refused("name a file in a folder that exists", run, "--out", tmp_path)
-    refused("name a file in a folder that exists", run, "--out", tmp_path / "none" / "p.html")
+    refused("a folder; name a file in it", run, "--out", tmp_path)
+    refused("none does not exist; make it first", run, "--out", tmp_path / "none" / "p.html")
     refused("none: no such folder", run, "--data-dir", tmp_path / "none")
     fewer = tmp_path / "fewer" / "train" / "disc"
     fewer.mkdir(parents=True)
