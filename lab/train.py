@@ -25,7 +25,7 @@ from lab.s3l import start_from
 from plumbing.command_line import UserError, command, next_step, option
 from plumbing.devices import pick_device
 from plumbing.files import Dataset, Images
-from plumbing.fingerprints import check_same
+from plumbing.fingerprints import check_same, fingerprint
 from plumbing.own_files import with_own_files
 from plumbing.runs import Journal, configure, read_checkpoint
 from train import RECIPES, Config, Pretraining, load_dataset
@@ -120,7 +120,7 @@ def started(config: LabConfig, count: int, device: torch.device, images: Images)
         before = read_checkpoint(config.init_from, LabConfig)
         start_from(run, before, config)
         if config.bank_init == "carry":
-            check_same(before.get("images"), images, f"--init-from {config.init_from} --bank-init carry")
+            check_same(before.get("images"), fingerprint(images), f"--init-from {config.init_from} --bank-init carry")
     return run
 
 

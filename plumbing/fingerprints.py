@@ -35,14 +35,15 @@ def fingerprint(images: Images) -> dict:
     return {"files": files, "sample": known.hexdigest()}
 
 
-def check_same(stored: dict | None, images: Images, name: str) -> None:
+def check_same(stored: dict | None, now: dict, name: str) -> None:
     """Raises UserError, which starts with `name`, unless the images are those of a checkpoint.
 
-    stored is what `fingerprint` gave. Older checkpoints have none and pass.
+    stored is what `fingerprint` gave then, now what it gives today. Older checkpoints have none, as
+    images that are not files, and pass.
     """
-    if not stored or images.paths is None:
+    if not stored or not now:
         return
-    now, before = fingerprint(images), stored["files"]
+    before = stored["files"]
     gone, new = (int((~torch.isin(a, b)).sum()) for a, b in ((before, now["files"]), (now["files"], before)))
     if gone or new:
         problem = f"{gone} of its {len(before)} images are gone, renamed or changed, and {new} are new"

@@ -237,7 +237,7 @@ class Journal:
         self.resumed, self.named, self.held = bool(resume), False, ExitStack()
         if resume:
             run.load(resume)
-            check_same(resume.get("images"), images, f"--resume {self.path}")
+            check_same(resume.get("images"), self.images, f"--resume {self.path}")
             if not 0 <= resume["step"] <= self.total or resume["sums"].shape != sums.shape:
                 raise UserError(f"--resume: step {resume['step']} of {self.total} and its losses do not fit the run")
             self.step, sums, self.seconds, self.history = (resume[k] for k in ("step", "sums", "seconds", "history"))
@@ -398,10 +398,6 @@ def draw_progress(history: list[dict], choices: int | None, path: Path) -> None:
     plt.close(figure)
 
 
-def _nohup(number: int) -> bool:
-    return number not in (signal.SIGINT, signal.SIGTERM) and signal.getsignal(number) is signal.SIG_IGN
-
-
 class SignalCatcher:
     """Within it, Ctrl-C, SIGTERM and SIGHUP are noted in `signal`; a second acts as usual."""
 
@@ -415,9 +411,8 @@ class SignalCatcher:
                 with suppress(OSError, ValueError):  # unbuffered: the signal may have come while a line was written
                     os.write(sys.stderr.fileno(), b"\nstopping after this step and saving; again to stop at once\n")
 
-        hung_up = [
-            number for number in command_line.STOPPING[2:] if signal.getsignal(number) is not signal.SIG_IGN
-        ]  # not nohup
+        # SIGHUP is left alone under nohup.
+        hung_up = [number for number in command_line.STOPPING[2:] if signal.getsignal(number) is not signal.SIG_IGN]
         try:
             self.before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM, *hung_up)}
         except ValueError:  # not the main thread: signals are somebody else's business
