@@ -26,7 +26,6 @@ from plumbing import cache
 from plumbing.command_line import UserError, loaded
 
 UNREADABLE = (Exception,)  # Pillow's readers raise a dozen kinds for damaged files, some of them RuntimeError
-FITS = ("crop", "pad")
 GREY = (127, 127, 127)  # beside padded images
 FEW = 2000  # fewer images than that are decoded in a second or two: no bar, no file
 DEEP = "more than 8 bits per value"

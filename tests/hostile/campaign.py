@@ -349,9 +349,9 @@ def _lines(world: World, draws: random.Random, patch: pytest.MonkeyPatch) -> str
     needs = {"eval_linear", "lab.evaluate", "lab.detection", "figures.neighbours", "figures.page"}
     fixed = [str(world.run)] if module in needs else ["overhead"] if module == "lab.bench" else []
     fixed = ["cpu"] if module == "lab.studies.paper_scale" else fixed
-    patch.setattr(Parser, "parse_known_args", noting)
-    ended(lambda: run([*fixed, "--no-such-option"]))
-    Parser.parse_known_args = plain
+    with patch.context() as noted:
+        noted.setattr(Parser, "parse_known_args", noting)
+        ended(lambda: run([*fixed, "--no-such-option"]))
     fifo = world.root / "fifo"
     if not fifo.exists():
         os.mkfifo(fifo)
