@@ -19,8 +19,8 @@ from bank import MemoryBank
 from figures import plots
 from figures.plots import plt
 from plumbing import shapes
-from plumbing.command_line import Parser, UserError, command, output
-from plumbing.runs import replacing
+from plumbing.command_line import Parser, UserError, command
+from plumbing.outputs import output, replacing
 from train import RECIPES, Config, Pretraining
 
 PICTURE = Path(__file__).parent / "results" / "fig2_framework.png"

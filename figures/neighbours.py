@@ -26,12 +26,12 @@ from eval_linear import eval_side, load_for
 from lab.backbones import encoder_of
 from lab.train import LabConfig
 from models import Encoder
-from plumbing.command_line import Parser, UserError, command, output
+from plumbing.command_line import Parser, UserError, command
 from plumbing.devices import pick_device
 from plumbing.evaluation import evaluation_options
 from plumbing.features import extract, random_images, settle_batchnorm
 from plumbing.files import Dataset
-from plumbing.outputs import checked, replacing
+from plumbing.outputs import output, replacing
 from plumbing.runs import load_state, read_checkpoint
 
 SAME, OTHER = "#0072b2", "#d55e00"  # colour-blind safe
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     checkpoint = read_checkpoint(args.run, LabConfig)
     home = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
-    place = args.out or checked(home / "neighbours.png", "--out")
+    place = args.out or output(home / "neighbours.png")
     dataset = load_images(args.run, checkpoint["config"])
     if dataset.test is None or dataset.train.labels is None:
         raise UserError(f"{args.run}: its images have no labels to mark neighbours by")

@@ -30,11 +30,11 @@ from eval_linear import eval_side
 from figures import neighbours, observe
 from figures.plots import BLUE, GREY, ORANGE, plt
 from lab.train import LabConfig, build
-from plumbing.command_line import Parser, UserError, command, output, python
+from plumbing.command_line import Parser, UserError, command, python
 from plumbing.devices import pick_device
 from plumbing.features import extract, random_images
 from plumbing.files import Dataset
-from plumbing.outputs import checked
+from plumbing.outputs import output
 from plumbing.runs import migrate_config, read_checkpoint, save_text
 from train import Pretraining
 
@@ -327,7 +327,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     checkpoint = read_checkpoint(args.run, LabConfig)
     home = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
-    place = args.out or checked(home / "page.html", "--out")
+    place = args.out or output(home / "page.html")
     if args.data_dir:
         checkpoint["config"]["data_dir"] = args.data_dir
     html = compose(args.run, home, checkpoint, neighbours.load_images(args.run, checkpoint["config"]))

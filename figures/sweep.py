@@ -38,10 +38,10 @@ from figures.observe import Watch
 from lab.evaluate import evaluate
 from lab.measure import peak_memory
 from lab.train import LabConfig, build, train
-from plumbing.command_line import Parser, UserError, check_device, command, output
+from plumbing.command_line import Parser, UserError, check_device, command
 from plumbing.devices import hardware, pick_device, pick_precision
 from plumbing.files import Dataset
-from plumbing.outputs import checked, locked, replacing
+from plumbing.outputs import locked, output, replacing
 from plumbing.runs import BEFORE, read_checkpoint
 from train import RECIPES, load_dataset
 
@@ -139,7 +139,7 @@ def run_one(file: Path, needs, name: str, config: LabConfig, threads: int, looks
     known = hashlib.blake2s(wanted.encode(), digest_size=6).hexdigest()
     folder = Path(keep or ROOT / "runs" / "figures") / known
     try:
-        with locked(folder, folder=True):
+        with locked(folder):
             runs = [] if controls else borrowed(file, {wanted}, needs, {fingerprint(config.dataset, config.data_dir)})
             if not runs:  # else it was made while this process waited
                 runs = [measured(folder, name, config, threads, looks, controls, memory, measure)]
@@ -154,7 +154,7 @@ def run_one(file: Path, needs, name: str, config: LabConfig, threads: int, looks
 
 def add(file: Path, runs: list[dict]) -> None:
     """Add runs to a results file, to which another process may have added others meanwhile."""
-    with replacing(file, "the results") as place:
+    with locked(file.parent), replacing(file, "the results") as place:
         new = {identity(run["config"], run["seed"]) for run in runs}
         stored = [run for run in read(file) if identity(run["config"], run["seed"]) not in new]
         lines = ",\n".join(json.dumps(run) for run in stored + runs)
@@ -354,8 +354,8 @@ def arguments(name: str, description: str, argv: list[str] | None) -> argparse.N
     if len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**63 for seed in args.seeds):
         raise UserError(f"--seeds must be different and not negative, not {args.seeds}")
     check_device(args.device)
-    args.results = args.results or checked(RESULTS / f"{name}-{args.scale}.json", "--results")
-    args.picture = args.picture or checked(args.results.with_suffix(".png"), "--picture", [args.results])
+    args.results = args.results or output(RESULTS / f"{name}-{args.scale}.json")
+    args.picture = args.picture or output(args.results.with_suffix(".png"))
     return args
 
 

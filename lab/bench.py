@@ -25,11 +25,11 @@ import torch.nn.functional as F
 from data import Augment, Batch, shuffled, windows
 from lab.measure import in_turn, median, peak_memory, ratio
 from lab.train import LabConfig, build
-from plumbing.command_line import Parser, UserError, check_device, command, output
+from plumbing.command_line import Parser, UserError, check_device, command
 from plumbing.devices import hardware, keep_freed_memory, pick_device, pick_precision
 from plumbing.files import Images
 from plumbing.image_ops import whole_image
-from plumbing.runs import save_text
+from plumbing.outputs import output, save_text
 from train import Config, Pretraining
 
 

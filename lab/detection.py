@@ -31,10 +31,11 @@ from lab import scenes
 from lab.scenes import Scenes
 from lab.train import LabConfig
 from models import RESNETS, SMALL, encoder_of
-from plumbing.command_line import Parser, UserError, check_device, command, loaded, output
+from plumbing.command_line import Parser, UserError, check_device, command, loaded
 from plumbing.devices import hardware, pick_device
 from plumbing.image_ops import MEAN, STD
-from plumbing.runs import read_checkpoint, save_text
+from plumbing.outputs import output, save_text
+from plumbing.runs import read_checkpoint
 
 THRESHOLDS = torch.from_numpy(np.linspace(0.5, 0.95, 10))  # (T,) overlaps (IoU) that COCO's AP is the mean over
 FIGURES = {"box_ap50": "box AP50", "box_ap": "box AP", "mask_ap50": "mask AP50", "mask_ap": "mask AP"}

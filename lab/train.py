@@ -43,13 +43,13 @@ class LabConfig(Config):
     """`train.Config` and the settings of everything that plugs in."""
 
     arch: str = option("resnet10", "backbone", ARCHITECTURES)
-    width: int = option(0, "channels of a ResNet's first stage or vit_tiny's tokens (0: the usual)", at_least=0)
+    width: int = option(0, "channels of the first stage or vit_tiny's tokens (0: usual)", at_least=0, at_most=2048)
     bank_init: str = option("forward", "how the bank starts; carry: from --init-from", ("forward", "random", "carry"))
     method: str = option("ours", "the method; the others are two-branch methods", METHODS)
     branch_setting: float = option(0.0, "a two-branch method's own, see lab/baselines.py (0: usual)", at_least=0)
     views: str = option("single", "the crops of an image that a step sees, see lab/crops.py", VIEWS)
     drop_last_stage: bool = option(False, "train a ResNet without its last stage, as S3L does")
-    size_start: int = option(0, "side of the views at the start; it grows to --size (0: --size)", at_least=0)
+    size_start: int = option(0, "side of the first views; it grows to --size (0: --size)", at_least=0, at_most=1024)
     init_from: str = option("", "start from the encoder of this run or checkpoint")
     bank_dtype: str = option("fp32", "numbers that the bank is kept in", ("fp32", "bf16"))
     shard_bank: bool = option(False, "split the bank's rows over the processes of torchrun", free=True)

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 
-from plumbing.outputs import check_zip
+from plumbing.command_line import UserError
+from plumbing.outputs import check_zip, replacing
 
-KEPT = re.compile(r"[0-9a-f]{24}(\.pt|\.\d+\.part)")
+KEPT = re.compile(r"[0-9a-f]{24}(\.pt|(\.pt)?\.\d+\.part)")
 
 
 def place_of(paths: list[Path], how, folder: str) -> Path:
@@ -53,15 +54,12 @@ def keep(file: Path, content: dict, most: float) -> str:
 
     Returns why it could not be kept: a full disk is no reason not to train.
     """
-    beside = file.with_suffix(f".{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, beside)
-        beside.replace(file)
-    except (OSError, RuntimeError) as error:
-        with suppress(OSError):
-            beside.unlink()
-        return f"{file.parent}: {str(error).splitlines()[0]}"
+        with replacing(file, "--cache-dir:") as place:
+            torch.save(content, place)
+    except (OSError, UserError) as error:
+        return str(error)
     trim(file.parent, most)
     return ""
 

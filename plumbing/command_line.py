@@ -7,18 +7,22 @@ import os
 import shutil
 import signal
 import sys
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from plumbing.devices import pick_device
 
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+NO_MEMORY = ("MemoryError", "out of memory", "allocate memory", "bad_alloc", "start new thread")
 MOVED = {"--momentum": "is now --bank-momentum (the bank's m); SGD's momentum is --sgd-momentum"}
 
 
-class UserError(ValueError):
-    """A mistake that the person at the keyboard can mend: one line, without a traceback."""
+class UserError(ValueError, argparse.ArgumentTypeError):
+    """A mistake that the person at the keyboard can mend: one line, without a traceback.
+
+    Raised by the `type` of an option, it keeps its words, and argparse adds the option's name.
+    """
 
 
 class DataLost(UserError):
@@ -37,11 +41,6 @@ def loaded(loader):
         raise DataLost(f"images cannot be loaded any more ({reason}){advice}") from error
 
 
-def output(place: str) -> Path:
-    """The `type` of an option that names a file to write: `Parser` checks it before any work."""
-    return Path(place)
-
-
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line, and which says where an old flag went."""
 
@@ -52,30 +51,26 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
     def parse_known_args(self, args=None, namespace=None):
-        from plumbing.outputs import checked  # here: it needs UserError
-
         for word in sys.argv[1:] if args is None else args:
-            flag_name = word.split("=")[0]
-            if flag_name in MOVED and flag_name not in self._option_string_actions:
-                raise UserError(f"{flag_name} {MOVED[flag_name]}")
+            name, _, value = word.partition("=")
+            if name in MOVED and name not in self._option_string_actions:
+                raise UserError(f"{name} {MOVED[name]}")
+            if value == "--":  # argparse would take it for no value at all
+                raise UserError(f"{name}: expected one argument")
         args, others = super().parse_known_args(args, namespace)
-        for action in self._actions:
-            place = getattr(args, action.dest, None)
-            if place == [] and action.nargs != "*":  # what argparse makes of --out=--
-                raise UserError(f"{action.option_strings[0]}: expected one argument")
-            if action.type is output and place is not None:
-                named = [value for key, value in vars(args).items() if key != action.dest]
-                named = [value for value in named if isinstance(value, (str, Path)) and value]
-                named += [Path(value, "last.pt") for value in named]
-                checked(place, action.option_strings[0], named)
+        given = {name: value for name, value in vars(args).items() if isinstance(value, (str, Path)) and value}
+        places = [os.path.realpath(value) for value in given.values()]
+        for name, value in given.items():
+            if isinstance(value, Path) and places.count(os.path.realpath(value)) > 1:  # a file to write to
+                raise UserError(f"{flag(name)} {value}: another option names the same file; name another")
         return args, others
 
 
 # ----------------------------------------------------------------------------------------- settings
 
 
-def option(default, help, choices=None, above=None, at_least=None, at_most=None, free=False):
-    """A field of a settings dataclass, its words for --help and its bounds.
+def option(default, help, choices=None, above=None, at_least=None, at_most=10**9, free=False):
+    """A field of a settings dataclass, its words for --help, and bounds if it is a number.
 
     free: the setting may change when a run is resumed (where things lie, how fast they go).
     """
@@ -87,34 +82,28 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-# What no machine or method could use; a number without an entry may be 10^9 at most.
-MOST = {
-    "size": 1024, "eval_size": 1024, "size_start": 1024, "width": 2048, "hidden": 2**16, "dim": 2**16, "layers": 32,
-    "epochs": 10**6, "warmup": 10**6, "batch_size": 2**20, "workers": 256, "lr": 1e6, "seed": 2**63 - 1,
-}  # fmt: skip
-
-
 def check_bounds(config, choices: bool = True) -> None:
     """Raises UserError, naming the flag, for a value of another type, or outside its bounds."""
     for f in fields(config):
-        value, about, name = getattr(config, f.name), f.metadata, flag(f.name)
-        kind = (int, float) if type(f.default) is float else type(f.default)
-        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-            raise UserError(f"{name} must be of the type {type(f.default).__name__}, not {value!r}"[:200])
-        if choices and about["choices"] and value not in about["choices"]:
-            raise UserError(f"{name}: unknown {value!r}, choose from {', '.join(about['choices'])}")
-        if isinstance(value, (int, float)) and value > MOST.get(f.name, 10**9):
-            raise UserError(f"{name} must be at most {MOST.get(f.name, 10**9):g}, not {value:g}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{name} must be a finite number, not {value}")
-        low, high = about["at_least"], about["at_most"]
-        if about["above"] is not None and not value > about["above"]:
-            raise UserError(f"{name} must be greater than {about['above']}, not {value}")
-        if low is not None and high is not None and not low <= value <= high:
-            raise UserError(f"{name} must lie in [{low}, {high}], not {value}")
-        if low is not None and not value >= low:
-            words = "must not be negative" if low == 0 else f"must be at least {low}"
-            raise UserError(f"{name} {words}, not {value}")
+        value, about, kind = getattr(config, f.name), f.metadata, type(f.default)
+        low, above, high = about["at_least"], about["above"], about["at_most"]
+        known, problem = about["choices"] if choices else None, ""
+        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
+            problem = f"must be of the type {kind.__name__}"
+        elif known and value not in known:
+            raise UserError(f"{flag(f.name)}: unknown {value!r}, choose from {', '.join(known)}")
+        elif kind not in (int, float):
+            continue
+        elif value > high:
+            problem = f"must be at most {high:g}"
+        elif not math.isfinite(value):
+            problem = "must be a finite number"
+        elif above is not None and value <= above:
+            problem = f"must be greater than {above}"
+        elif low is not None and value < low:
+            problem = f"must be at least {low}" if low else "must not be negative"
+        if problem:
+            raise UserError(f"{flag(f.name)} {problem}, not {value!r:.80}")
 
 
 @dataclass
@@ -127,7 +116,7 @@ class Settings:
     device: str = option("auto", "auto, cpu, cuda or mps", free=True)
     precision: str = option("auto", "numbers that the network computes in", ("auto", "fp32", "bf16"))
     compile: bool = option(False, "compile the encoder with torch.compile", free=True)
-    workers: int = option(2, "processes that decode images which do not fit in memory", at_least=0, free=True)
+    workers: int = option(2, "processes to decode images that do not fit in memory", at_least=0, at_most=256, free=True)
     fit: str = option("crop", "what is done to images that are not square: cut or padded", ("crop", "pad"))
     cache_gb: float = option(4.0, "decoded images up to this size stay in memory, GB", above=0, free=True)
     bank: str = option("", "file with your own MemoryBank (EXERCISES.md)", free=True)
@@ -196,54 +185,31 @@ class Stream:
     def __getattr__(self, name: str):
         return getattr(self.stream, name)
 
-    def _attempt(self, call, *words) -> None:
-        try:
-            call(*words)
-        except (OSError, ValueError) as error:  # full, without a reader, or closed
-            self.error = self.error or error
-
     def write(self, text: str) -> int:
         self._attempt(self.stream.write, text)
         return len(text)
 
     def flush(self) -> None:
         self._attempt(self.stream.flush)
-        if self.error:  # what waits in the buffer is written when Python ends: to nowhere
-            self._attempt(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno()))
+
+    def _attempt(self, call, *text: str) -> None:
+        try:
+            call(*text)
+        except (OSError, ValueError) as error:  # full, without a reader, or closed
+            self.error = self.error or error
+            with suppress(OSError, ValueError):  # what waits in the buffer goes nowhere, now and when Python ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 
 @contextmanager
-def streams():
-    """stdout and stderr as `Stream`s."""
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(Stream, before)
-    try:
-        yield sys.stdout
-    finally:
-        sys.stdout.flush(), sys.stderr.flush()
-        sys.stdout, sys.stderr = before
-
-
-@contextmanager
-def raised_signals(message: str):
-    """SIGTERM and SIGHUP raise KeyboardInterrupt(message, number), and Ctrl-C raises it at all."""
-
-    def stop(number, _):
-        raise KeyboardInterrupt(message, number)
-
+def trap(handler):
+    """SIGINT, SIGTERM and SIGHUP go to handler(number, frame); but SIGHUP not under nohup."""
     with ExitStack() as stack:
         for number in STOPPING:
-            handler = signal.default_int_handler if number == signal.SIGINT else stop
-            with suppress(ValueError):  # not the main thread: signals are somebody else's business
-                if signal.getsignal(number) is not signal.SIG_IGN:
+            if number in STOPPING[:2] or signal.getsignal(number) is not signal.SIG_IGN:
+                with suppress(ValueError):  # not the main thread: signals are somebody else's business
                     stack.callback(signal.signal, number, signal.signal(number, handler))
         yield
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory was not enough: Python's, torch's and the system's words for it."""
-    words = ("out of memory", "allocate memory", "bad_alloc", "start new thread")
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def outcome(call, script: str, stopped: str) -> tuple[int, str]:
@@ -258,7 +224,7 @@ def outcome(call, script: str, stopped: str) -> tuple[int, str]:
         message, number = interrupt.args or (stopped, signal.SIGINT)
         return 128 + number, message
     except (MemoryError, RuntimeError, OSError) as error:
-        if out_of_memory(error):
+        if any(words in repr(error) for words in NO_MEMORY):
             advice = "take fewer or smaller images, a smaller --batch-size, --size, --width or --dim, or fewer --jobs"
             return 2, f"{script}: out of memory: {advice}; what was saved before is kept"
         if not getattr(error, "filename", None):
@@ -279,7 +245,11 @@ def command(main, name: str = "", stopped: str = "stopped; what was saved before
     def status(argv: list[str] | None = None) -> int:
         script = name or Path(main.__globals__["__file__"]).name
         message = f"{script}: {stopped}"
-        with streams() as printed, raised_signals(message):
+
+        def stop(number, _):
+            raise KeyboardInterrupt(message, number)
+
+        with redirect_stdout(Stream(sys.stdout)) as printed, redirect_stderr(Stream(sys.stderr)), trap(stop):
             ended, line = outcome(lambda: main(argv), script, message)
             printed.flush()
             if isinstance(printed.error, BrokenPipeError):
@@ -287,7 +257,7 @@ def command(main, name: str = "", stopped: str = "stopped; what was saved before
             elif printed.error and not ended:
                 ended, line = 2, f"{script}: the work is done, but what it printed is lost ({printed.error})"
             if line:
-                print(" ".join(line.splitlines()), file=sys.stderr)
+                print(" ".join(line.splitlines()), file=sys.stderr, flush=True)
         return ended
 
     return status

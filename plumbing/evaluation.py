@@ -5,10 +5,10 @@ import json
 import time
 from pathlib import Path
 
-from plumbing.command_line import Parser, UserError, check_device, flag, output
+from plumbing.command_line import Parser, UserError, check_device, flag
 from plumbing.devices import hardware
 from plumbing.files import Dataset
-from plumbing.outputs import save_text
+from plumbing.outputs import output, save_text
 from plumbing.scores import neighbours
 
 HEADS = {"knn": "kNN", "linear": "linear", "knn_balanced": "kNN, balanced", "linear_balanced": "linear, balanced"}

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from plumbing import command_line
-from plumbing.command_line import DataLost, Parser, Settings, UserError, add_settings, check_bounds, flag, python
+from plumbing.command_line import DataLost, Parser, Settings, UserError, add_settings, check_bounds, flag, python, trap
 from plumbing.fingerprints import check_same, fingerprint
-from plumbing.outputs import RUN_FILES, check_zip, locked, replacing, save_tensors, save_text
+from plumbing.outputs import check_zip, locked, replacing, save_tensors, save_text
 
 
 class Interrupted(KeyboardInterrupt):
@@ -45,50 +44,53 @@ def read_checkpoint(place: str, kind=Settings) -> dict:
     try:
         check_zip(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's readers raise a dozen kinds
-        raise UserError(f"{path}: damaged or not a checkpoint ({type(error).__name__})") from error
-    if not isinstance(checkpoint, dict) or any(not isinstance(checkpoint.get(k), t) for k, t in CONTENT.items()):
-        raise UserError(f"{path}: not a checkpoint of train.py")
-    try:
         _check_content(checkpoint)
-        config = _checked_config(migrate_config(checkpoint["config"]), kind)
-    except Exception as error:  # what the checks do not name, they stumble over
-        raise UserError(f"{path}: not a checkpoint that can be used: {error}") from error
-    return checkpoint | {"config": config}
+        return checkpoint | {"config": _checked_config(migrate_config(checkpoint["config"]), kind)}
+    except Exception as error:  # torch's readers raise a dozen kinds, and the checks stumble over what they expect
+        reason = str(error) if isinstance(error, UserError) else type(error).__name__
+        raise UserError(f"{path}: damaged or not a checkpoint ({reason})") from error
 
 
+NUMBER = (int, float)
 CONTENT = {
-    "config": dict, "encoder": dict, "optimizer": dict, "step": int, "sums": Tensor, "seconds": (int, float),
-    "history": list,
+    "config": dict, "encoder": dict, "optimizer": dict, "step": int, "sums": Tensor, "seconds": NUMBER, "history": list,
 }  # fmt: skip
 
 
 def _check_content(checkpoint: dict) -> None:
-    """Raises UserError for tensors that are no weights, and for a history that is none."""
-    bank = checkpoint.get("bank", {})
-    for name, x in _tensors(checkpoint, ""):
-        if x.layout != torch.strided or x.untyped_storage().nbytes() < x.nbytes:
+    """Raises UserError for what is missing, of another type or not finite."""
+    _check_types(checkpoint, CONTENT)
+    for name, x in _leaves(checkpoint, ""):
+        tensor = isinstance(x, Tensor)
+        if tensor and (x.layout != torch.strided or x.untyped_storage().nbytes() < x.nbytes):
             raise UserError(f"{name} is no plain tensor")
-        if not torch.isfinite(x).all() or (name.endswith("running_var") and (x < 0).any()):
+        finite = torch.isfinite(x).all() if tensor else not isinstance(x, float) or math.isfinite(x)
+        if not finite or (name.endswith("running_var") and (x < 0).any()):
             raise UserError(f"{name} has values that are not finite: the run diverged, or the file is damaged")
-    items = [*checkpoint["encoder"].items(), *bank.items()]
-    if any(not isinstance(key, str) or not isinstance(x, Tensor) for key, x in items):
-        raise UserError("its encoder or bank holds something else than tensors")
-    if bank and ("weight" not in bank or bank["weight"].ndim != 2):
+    bank = checkpoint.get("bank", {})
+    for state in (checkpoint["encoder"], bank):
+        _check_types(state, dict.fromkeys(state, Tensor))
+    for row in checkpoint["history"]:
+        names = ["epoch", "step", "loss", "lr", "seconds"] + ["nce"] * bool(bank)
+        _check_types(row, dict.fromkeys([*names, *row], NUMBER))
+    if bank and bank["weight"].ndim != 2:
         raise UserError("its bank has no rows")
-    names = ["epoch", "step", "loss", "lr", "seconds"] + ["nce"] * bool(bank)
-    figures = [x for row in checkpoint["history"] for x in (*(row[name] for name in names), row.get("knn", 0))]
-    if not all(map(math.isfinite, [*figures, checkpoint["seconds"]])):
-        raise UserError("its history has figures that are not finite")
 
 
-def _tensors(content, name: str):
-    """(name, tensor) of every tensor in nested dictionaries and lists."""
-    if isinstance(content, Tensor):
+def _check_types(content: dict, types: dict) -> None:
+    for name, kind in types.items():
+        if not isinstance(name, str) or not isinstance(content.get(name), kind):
+            raise UserError(f"{name} is missing or of the wrong type")
+
+
+def _leaves(content, name: str):
+    """(name, value) of everything in nested dictionaries and lists."""
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else None
+    if items is None:
         yield name, content
-    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    for key, value in items:
-        yield from _tensors(value, f"{name}.{key}".strip("."))
+    else:
+        for key, value in items:
+            yield from _leaves(value, f"{name}.{key}".strip("."))
 
 
 def _checked_config(config: dict, kind) -> dict:
@@ -98,16 +100,12 @@ def _checked_config(config: dict, kind) -> dict:
     if missing:
         raise UserError(f"its settings lack {', '.join(sorted(missing))}")
     check_bounds(kind(**known), choices=False)
-    if _outside(config["cache_dir"]):
-        config |= {"cache_dir": Settings.cache_dir}
-    if kind is not Settings and config["dataset"] != "folder" and _outside(config["data_dir"]):
-        if not any(Path(config["data_dir"]).glob(config["dataset"][:5] + "*")):  # nothing was downloaded to it
-            config |= {"data_dir": "data"}
+    for name in ("cache_dir", "data_dir"):
+        place, dataset = Path(config[name]), config["dataset"]
+        read = name == "data_dir" and (dataset == "folder" or any(place.glob(dataset[:5] + "*")))  # not written to
+        if not read and not place.resolve().is_relative_to(Path.cwd().resolve()):
+            config = config | {name: getattr(kind, name, "data")}
     return config
-
-
-def _outside(place: str) -> bool:
-    return not Path(place).resolve().is_relative_to(Path.cwd().resolve())
 
 
 # Settings that left the core or became arguments, at the values that mean "off".
@@ -169,15 +167,8 @@ def configure(config_class, recipes: dict, argv: list[str] | None, description: 
     for name in sorted(given.keys() & set(config.ignored())):
         raise UserError(f"{flag(name)} means nothing with the other settings: leave it out")
     refuse_to_replace(config.folder(), overwrite)
-    config.replaces = _stamp(config.folder())
+    config.overwrite = overwrite
     return config, None
-
-
-def _stamp(folder: Path) -> tuple | None:
-    """What tells a folder's checkpoint from a later one."""
-    with suppress(OSError):
-        about = os.stat(folder / "last.pt")
-        return about.st_ino, about.st_mtime_ns
 
 
 def refuse_to_replace(folder: Path, overwrite: bool = False) -> None:
@@ -271,7 +262,7 @@ class Journal:
         """Save, if the run is between two steps: where images enter a window it is not."""
         c = self.config
         if self.step and (c.rows(self.count) == self.count or self.step % (c.rows(self.count) // c.batch_size)):
-            self.interrupted(getattr(error, "signal", 0), str(error))
+            self.interrupted(0, str(error))
         raise UserError(f"{error}; {self._kept()}") from error
 
     @property
@@ -297,24 +288,24 @@ class Journal:
         self.seconds = time.perf_counter() - self.started
         row = {"epoch": self.epoch, "step": self.step, "lr": self.lr, "seconds": round(self.seconds, 1)}
         row |= {name: value / self.per_epoch for name, value in zip(self.run.LOSSES, sums)}
-        lost = None
+        due = last or self.epoch % c.save_every == 0
         try:
             row |= look()
-        except DataLost as error:  # of the test images: the epoch itself is whole
-            lost = error
+        except DataLost:  # of the test images: the epoch itself is whole
+            due = True
+            raise
+        finally:
+            self.history.append(row)
+            self.sums.zero_()
+            if due:
+                self.save()
+            elif not self.quiet:
+                self._save_metrics()
         if "knn" in row:
             self.bar.set_postfix(loss=f"{row['loss']:.3f}", knn=f"{row['knn']:.1%}")
-        self.history.append(row)
-        self.sums.zero_()
-        if last or lost or self.epoch % c.save_every == 0:
-            self.save()
-        elif not self.quiet:
-            self._save_metrics()
         if not self.quiet and (last or (c.knn_every and self.epoch % c.knn_every == 0)):
             draw_progress(self.history, self.run.choices, self.path / "progress.png")
         self.started = time.perf_counter() - self.seconds  # looking and saving are not training
-        if lost:
-            raise lost
 
     def save(self) -> None:
         """Write the checkpoint, unless the weights are no longer finite."""
@@ -335,7 +326,7 @@ class Journal:
         self.save()
         message = f"stopped after step {self.step} of {self.total}, saved"
         message += f"; go on with: {self._program()} --resume {self.path}"
-        raise UserError(f"{reason}; {message}") if reason and not number else Interrupted(message, number)
+        raise UserError(f"{reason}; {message}") if reason else Interrupted(message, number)
 
     def _kept(self) -> str:
         place = self.path / "last.pt"
@@ -353,11 +344,10 @@ class Journal:
         """Make the folder and note the settings in it; an older checkpoint goes, unless resumed."""
         try:
             busy = f"--out {self.path}: another process is training there; wait for it, or name another folder"
-            self.held.enter_context(locked(self.path, busy, folder=True))
-            if getattr(self.config, "replaces", now := _stamp(self.path)) != now and not self.resumed:
-                raise UserError(f"--out {self.path}: another process has just trained there; name another folder")
-            for name in [f"{name}.part" for name in RUN_FILES] + ["last.pt"] * (not self.resumed):
-                (self.path / name).unlink(missing_ok=True)  # a part is what a killed run leaves
+            self.held.enter_context(locked(self.path, busy))
+            refuse_to_replace(self.path, self.resumed or getattr(self.config, "overwrite", True))
+            for file in [*self.path.glob("*.part"), *[self.path / "last.pt"] * (not self.resumed)]:
+                file.unlink(missing_ok=True)  # a part is what a killed run leaves
         except OSError as error:
             raise UserError(f"--out {self.path}: cannot write there ({error.strerror})") from error
         settings = asdict(self.config) | {"precision": self.run.encoder.precision}
@@ -404,23 +394,16 @@ class SignalCatcher:
     signal = 0
 
     def __enter__(self):
-        def note(number, _):
-            self.signal = number
-            signal.signal(number, self.before[number])
-            if number == signal.SIGINT and not parent_process():
-                with suppress(OSError, ValueError):  # unbuffered: the signal may have come while a line was written
-                    os.write(sys.stderr.fileno(), b"\nstopping after this step and saving; again to stop at once\n")
-
-        # SIGHUP is left alone under nohup.
-        hung_up = [number for number in command_line.STOPPING[2:] if signal.getsignal(number) is not signal.SIG_IGN]
-        try:
-            self.before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM, *hung_up)}
-        except ValueError:  # not the main thread: signals are somebody else's business
-            self.before = {}
+        self.caught = ExitStack()
+        self.caught.enter_context(trap(self._note))
         return self
 
-    def __exit__(self, kind, error, _):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-        if isinstance(error, DataLost):
-            error.signal = self.signal  # a signal to the whole group ends the workers first
+    def _note(self, number: int, _) -> None:
+        self.signal = number
+        self.caught.close()
+        if number == signal.SIGINT and not parent_process():
+            with suppress(OSError, ValueError):  # unbuffered: the signal may have come while a line was written
+                os.write(sys.stderr.fileno(), b"\nstopping after this step and saving; again to stop at once\n")
+
+    def __exit__(self, *_):
+        self.caught.close()

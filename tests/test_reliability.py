@@ -116,24 +116,24 @@ def test_a_failed_clean_up_does_not_hide_why_the_writing_failed(tmp_path, monkey
 def test_a_folder_belongs_to_one_run_at_a_time(flags, tmp_path):
     """The lock of another process is a refusal, and ends with that process."""
     code = "import time; from pathlib import Path; from plumbing.outputs import locked"
-    code += f"\nwith locked(Path({str(tmp_path / 'run')!r}), folder=True): print('held', flush=True); time.sleep(600)"
+    code += f"\nwith locked(Path({str(tmp_path / 'run')!r})): print('held', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(UserError, match="another process is training there"):
             train(Config(**(TINY | dict(out=str(tmp_path / "run"), dataset="shapes", subset=32))))
         assert list((tmp_path / "run").iterdir()) == []
         other.kill()
-    with locked(tmp_path / "run", "busy", folder=True), locked(tmp_path / "run", "busy", folder=True):
+    with locked(tmp_path / "run", "busy"), locked(tmp_path / "run", "busy"):
         assert len(HELD) == 1, "a lock that is held already is no obstacle"
     assert not HELD
 
 
 def test_a_run_that_ended_meanwhile_is_not_replaced(tiny, run, tmp_path):
     config = tiny(epochs=1)
-    config.replaces = None  # what the command line saw: an empty folder
+    config.overwrite = False  # the command line saw an empty folder
     Path(config.out).mkdir()
     (Path(config.out) / "last.pt").write_bytes((run / "last.pt").read_bytes())
-    with pytest.raises(UserError, match="another process has just trained there"):
+    with pytest.raises(UserError, match="holds a run: .*--out starts elsewhere"):
         train(config)
     assert read_checkpoint(config.out)["step"] == 6
 

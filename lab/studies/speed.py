@@ -10,8 +10,8 @@ from pathlib import Path
 
 from figures import plots
 from figures.sweep import RESULTS
-from plumbing.command_line import Parser, UserError, command, output
-from plumbing.runs import replacing
+from plumbing.command_line import Parser, UserError, command
+from plumbing.outputs import output, replacing
 
 BENCHMARKS = ("overhead", "field", "bank")
 

@@ -25,9 +25,9 @@ from figures.sweep import RESULTS
 from lab.bench import noise, rows_for, shrink, table
 from lab.measure import finish, in_turn
 from lab.train import LabConfig, build
-from plumbing.command_line import Parser, UserError, check_device, command, output
+from plumbing.command_line import Parser, UserError, check_device, command
 from plumbing.devices import hardware, keep_freed_memory, pick_device, pick_precision
-from plumbing.runs import save_text
+from plumbing.outputs import output, save_text
 from train import RECIPES
 
 # TFLOP/s in bf16 without sparsity, from NVIDIA's data sheets
