@@ -2,7 +2,7 @@
 
     python -m lab.train --dataset cifar10 --views sslight
     python -m lab.train --method simclr --optimizer sgd --lr 0.48 --weight-decay 5e-4
-    torchrun --nproc-per-node=2 -m lab.train --dataset folder --data-dir my_images --shard-bank
+    torchrun --nproc-per-node=2 -m lab.train --dataset folder --data-dir my_images --window 0 --shard-bank
     python -m lab.train --resume runs/cifar10
 
 It takes the options of train.py and those of `LabConfig`. lab/README.md says what plugs in where.
@@ -59,8 +59,11 @@ class LabConfig(Config):
         """As in train.py; a two-branch method has no rows that age, and no window."""
         return super().rows(count) if self.method == "ours" else count
 
-    def ignored(self) -> tuple[str, ...]:
-        return () if self.method == "ours" else OURS_ALONE
+    def ignored(self) -> dict[str, str]:
+        idle = super().ignored()
+        if self.window or self.cutmix:
+            idle["similarity_gb"] = "--window or --cutmix"
+        return idle if self.method == "ours" else idle | dict.fromkeys(OURS_ALONE, f"--method {self.method}")
 
     def check(self) -> None:
         super().check()

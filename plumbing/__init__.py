@@ -1,11 +1,13 @@
 """What every script needs and no paper mentions: command line, devices, folders, pixels.
 
-A script imports it before anything else: torch takes seconds to import.
+A script imports it first: torch takes seconds to import, and until `command_line.command` takes
+over, Ctrl-C would end in a traceback.
 """
 
 import os
 import signal
 import sys
+from pathlib import Path
 
 
 def _leave(*_) -> None:
@@ -19,8 +21,7 @@ for number in (0, 1, 2):
     except OSError:  # closed: what is opened next would get the number, and be printed into
         os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
-# Ctrl-C during the imports of our scripts, until `command_line.command` takes over.
-folder = os.path.dirname(os.path.abspath(getattr(sys.modules["__main__"], "__file__", None) or "/"))
-ours = sys.argv[:1] == ["-m"] or folder in (root := os.path.dirname(__path__[0]), os.path.join(root, "figures"))
+root, script = Path(__file__).parents[1].resolve(), getattr(sys.modules["__main__"], "__file__", None) or "/"
+ours = sys.argv[:1] == ["-m"] or Path(script).resolve().parent in (root, root / "figures")  # no notebook, no test
 if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _leave)

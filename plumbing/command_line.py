@@ -135,9 +135,17 @@ class Settings:
         check_bounds(self)
         check_device(self.device)
 
-    def ignored(self) -> tuple[str, ...]:
-        """Settings that do nothing with the others, and are refused on a command line."""
-        return ()
+    def ignored(self) -> dict[str, str]:
+        """Settings that do nothing, each with the reason; a command line that names one is refused."""
+        cases = [
+            (self.optimizer == "sgd", "--optimizer sgd", ("muon_momentum",)),
+            (not self.window, "--window 0", ("visits",)),
+            (not self.lam, "--lam 0", ("kl_temperature",)),
+            (not self.jitter, "--jitter 0", ("jitter_p",)),
+            (self.dataset.startswith("shapes"), f"--dataset {self.dataset}", ("data_dir",)),
+            (self.dataset != "folder", f"--dataset {self.dataset}", ("fit", "workers", "cache_dir", "cache_gb")),
+        ]
+        return {name: why for idle, why, names in cases if idle for name in names}
 
     def check_for(self, count: int) -> None:
         """Raises UserError, naming the flag, for values that do not fit count training images."""

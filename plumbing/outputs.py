@@ -5,7 +5,6 @@ One check (`output`), one writer (`replacing`) and one lock (`locked`) serve eve
 
 import errno
 import os
-import tempfile
 import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,25 +29,21 @@ def output(place: str | Path) -> Path:
     """
     path, problem = Path(os.path.realpath(place)), ""
     try:
-        if path.is_dir():
-            problem = "a folder; name a file in it"
-        elif not path.parent.is_dir():
-            problem = f"the folder {Path(place).parent} does not exist; make it first"
-        elif path.is_symlink() or (path.exists() and not path.is_file()):
-            problem = "no regular file (a device, a pipe or a link that leads nowhere); name another"
+        if path.exists() and not path.is_file():
+            problem = "a folder, a device or a pipe"
         elif path.name in RUN_FILES and (path.parent / "last.pt").exists():
-            problem = "belongs to a run, which needs it; name another file"
-        elif path.exists() and not os.access(path, os.W_OK):
-            problem = "cannot be written (it is read-only)"
+            problem = "belongs to a run, which needs it"
         elif path.exists() and any(os.path.samestat(path.stat(), os.fstat(number)) for number in (1, 2)):
-            problem = "this program prints there already; name another file"
+            problem = "this program prints there already"
         else:
-            _beside(path).exists()  # a name that is too long raises OSError
-            tempfile.TemporaryFile(dir=path.parent).close()
+            _beside(path).touch()
+            _beside(path).unlink()
+            if path.exists():
+                open(path, "r+").close()
     except OSError as error:
         problem = f"cannot be written ({error.strerror})"
     if problem:
-        raise UserError(f"{place}: {problem}")
+        raise UserError(f"{place}: {problem}; name a file in a folder that exists")
     return Path(place)
 
 
@@ -105,34 +100,27 @@ def locked(folder: Path, busy: str = ""):
     already is no obstacle.
     """
     known = os.path.realpath(folder)
-    if known in HELD or fcntl is None:
+    own = known not in HELD
+    folder.mkdir(parents=True, exist_ok=True)
+    while fcntl and known not in HELD:
+        file = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            os.close(file)
+            raise UserError(busy) from None
+        except OSError:  # a file system without locks
+            pass
         folder.mkdir(parents=True, exist_ok=True)
-        yield
-        return
-    while not _same(folder, held := _flocked(folder, busy)):  # it was removed while this process waited
-        os.close(held)
-    HELD[known] = held
+        if os.path.samestat(folder.stat(), os.fstat(file)):
+            HELD[known] = file
+        else:  # the folder was removed while this process waited: this is a new one
+            os.close(file)
     try:
         yield
     finally:
-        os.close(HELD.pop(known))
-
-
-def _flocked(folder: Path, busy: str) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-    except BlockingIOError:
-        os.close(file)
-        raise UserError(busy) from None
-    except OSError:  # a file system without locks
-        pass
-    return file
-
-
-def _same(folder: Path, file: int) -> bool:
-    return folder.exists() and os.path.samestat(folder.stat(), os.fstat(file))
+        if own and fcntl:
+            os.close(HELD.pop(known))
 
 
 if fcntl:  # a worker that outlives its parent must not keep its locks

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from plumbing.command_line import DataLost, Parser, Settings, UserError, add_settings, check_bounds, flag, python, trap
 from plumbing.fingerprints import check_same, fingerprint
-from plumbing.outputs import check_zip, locked, replacing, save_tensors, save_text
+from plumbing.outputs import RUN_FILES, check_zip, locked, replacing, save_tensors, save_text
 
 
 class Interrupted(KeyboardInterrupt):
@@ -164,8 +164,9 @@ def configure(config_class, recipes: dict, argv: list[str] | None, description: 
         return _resumed(config_class, resume, given)
     config = config_class(**(recipes[recipe or "laptop"] | given))
     config.check()
-    for name in sorted(given.keys() & set(config.ignored())):
-        raise UserError(f"{flag(name)} means nothing with the other settings: leave it out")
+    for name, why in config.ignored().items():
+        if name in given:
+            raise UserError(f"{flag(name)} means nothing with {why}: leave it out")
     refuse_to_replace(config.folder(), overwrite)
     config.overwrite = overwrite
     return config, None
@@ -346,8 +347,9 @@ class Journal:
             busy = f"--out {self.path}: another process is training there; wait for it, or name another folder"
             self.held.enter_context(locked(self.path, busy))
             refuse_to_replace(self.path, self.resumed or getattr(self.config, "overwrite", True))
-            for file in [*self.path.glob("*.part"), *[self.path / "last.pt"] * (not self.resumed)]:
-                file.unlink(missing_ok=True)  # a part is what a killed run leaves
+            for name in [f"{name}*.part" for name in RUN_FILES] + ["last.pt"] * (not self.resumed):
+                for file in self.path.glob(name):  # a part is what a killed run leaves
+                    file.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"--out {self.path}: cannot write there ({error.strerror})") from error
         settings = asdict(self.config) | {"precision": self.run.encoder.precision}

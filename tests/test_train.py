@@ -618,7 +618,7 @@ def test_a_file_of_something_else_is_no_checkpoint(tmp_path, capsys, content):
 def test_what_is_no_checkpoint_at_all_is_named(tmp_path, capsys):
     torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
     assert program.main(["--resume", str(tmp_path / "other.pt")]) == 2
-    assert_one_line(capsys, "damaged or not a checkpoint (encoder is missing or of the wrong type)")
+    assert_one_line(capsys, "damaged or not a checkpoint (config is missing or of the wrong type)")
 
 
 def test_a_checkpoint_loads_without_running_code(tiny):
