@@ -2,7 +2,7 @@
 
     python -m lab.train --dataset cifar10 --views sslight
     python -m lab.train --method simclr --optimizer sgd --lr 0.48 --weight-decay 5e-4
-    torchrun --nproc-per-node=2 -m lab.train --dataset folder --data-dir my_images --window 0 --shard-bank
+    torchrun --nproc-per-node=2 -m lab.train --window 0 --shard-bank
     python -m lab.train --resume runs/cifar10
 
 It takes the options of train.py and those of `LabConfig`. lab/README.md says what plugs in where.

@@ -136,7 +136,7 @@ class Settings:
         check_device(self.device)
 
     def ignored(self) -> dict[str, str]:
-        """Settings that do nothing, each with the reason; a command line that names one is refused."""
+        """Settings that do nothing, with the reason: a command line must not name them."""
         cases = [
             (self.optimizer == "sgd", "--optimizer sgd", ("muon_momentum",)),
             (not self.window, "--window 0", ("visits",)),
