@@ -14,7 +14,7 @@ from pathlib import Path
 from plumbing.devices import pick_device
 
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-NO_MEMORY = ("MemoryError", "out of memory", "allocate memory", "bad_alloc", "start new thread")
+NO_MEMORY = ("MemoryError", "out of memory", "allocate memory", "bad_alloc", "start new thread", "create a primitive")
 MOVED = {"--momentum": "is now --bank-momentum (the bank's m); SGD's momentum is --sgd-momentum"}
 
 

@@ -361,6 +361,7 @@ def test_an_image_that_would_take_gigabytes_is_left_out(tmp_path):
         (MemoryError(), 2, "out of memory: take fewer or smaller images"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "out of memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 2, "out of memory"),
+        (RuntimeError("could not create a primitive"), 2, "out of memory"),  # oneDNN's words
         (OSError(12, "Cannot allocate memory"), 2, "out of memory"),
         (PermissionError(13, "Permission denied", "/x/y"), 2, "/x/y: Permission denied"),
         (OSError(36, "File name too long", "zzz"), 2, "zzz: File name too long"),
