@@ -22,13 +22,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import figures  # isort: skip  # noqa: F401  first: Ctrl-C while torch is imported
 import faults
 
 from figures import plots
 from figures.observe import Watch
 from figures.sweep import SCALES
 from plumbing.command_line import Parser, command
-from plumbing.runs import read_checkpoint, replacing, save_text
+from plumbing.outputs import output, replacing, save_text
+from plumbing.runs import read_checkpoint
 from train import Config, Pretraining, load_dataset, train
 
 KINDS = {
@@ -101,14 +103,14 @@ def main(argv: list[str] | None = None) -> None:
     base = Config(**(EASY | {"epochs": args.epochs, "seed": args.seed}))
     base.check()
     args.out.mkdir(parents=True, exist_ok=True)
-    kept = args.out / f"break_it-{args.epochs}-{args.seed}.json"
+    kept, picture = output(args.out / f"break_it-{args.epochs}-{args.seed}.json"), output(args.out / "break_it.png")
     runs = json.loads(kept.read_text()) if kept.exists() else {"epochs": histories(base)}
     if args.deal is not None or "deal" not in runs:
         runs["deal"] = random.SystemRandom().randrange(10**6) if args.deal is None else args.deal
         save_text(json.dumps(runs), kept, "--out")
-    with replacing(args.out / "break_it.png", "the picture") as place:
+    with replacing(picture, "the picture") as place:
         draw(runs["epochs"], runs["deal"], args.reveal, place)
-    print(args.out / "break_it.png")
+    print(picture)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import figures  # isort: skip  # noqa: F401  first: Ctrl-C while torch is imported
 import torch
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 

@@ -20,6 +20,7 @@ from string import Template
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import figures  # isort: skip  # noqa: F401  first: Ctrl-C while torch is imported
 import torch
 import torch.nn.functional as F
 from torch import Tensor

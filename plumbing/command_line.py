@@ -32,7 +32,11 @@ class DataLost(UserError):
 def loaded(loader):
     """The batches of a torch DataLoader. Raises DataLost, in one line, for what fails in it."""
     try:
-        yield from loader
+        batches = iter(loader)
+        with suppress(AttributeError, ValueError):
+            # For a worker that is killed, torch's own handler would raise in the middle of a step.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        yield from batches
     except (OSError, RuntimeError, ValueError, SyntaxError) as error:  # a worker's error has its traceback as text
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         if isinstance(error, UserError):

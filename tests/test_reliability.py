@@ -2,10 +2,14 @@
 
 import io
 import json
+import multiprocessing
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -343,6 +347,71 @@ def test_what_fails_in_a_worker_is_one_line():
             assert words in str(told.value) and "\n" not in str(told.value)
 
 
+ON_DISK = dict(cache_gb=1e-9, workers=1, window=0, knn_every=0)
+
+
+def test_a_worker_that_is_killed_ends_a_run_between_two_steps(tiny, tmp_path, monkeypatch):
+    """As the kernel kills it where memory runs out; the run goes on to the same last bit."""
+    train(tiny(**ON_DISK, out=str(tmp_path / "whole")))
+    plain = program.learning_rate
+
+    def killing(config, step, per_epoch):
+        for worker in multiprocessing.active_children() if step == 2 else ():
+            os.kill(worker.pid, signal.SIGKILL)
+            worker.join()
+        return plain(config, step, per_epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "learning_rate", killing)
+        with pytest.raises(
+            UserError, match=r"worker .*--workers 0 reads .*stopped after step \d+ of 12, saved; .*--resume"
+        ):
+            train(tiny(**ON_DISK))
+    checkpoint = read_checkpoint(tiny().out)
+    assert 3 <= checkpoint["step"] < 6
+    train(tiny(**ON_DISK), checkpoint)
+    one, other = read_checkpoint(str(tmp_path / "whole")), read_checkpoint(tiny().out)
+    assert torch.equal(one["bank"]["weight"], other["bank"]["weight"])
+
+
+def test_a_small_shared_memory_is_one_line_that_says_what_helps(flags, tmp_path):
+    script = 'mount -t tmpfs -o size=128k none /dev/shm && exec "$@"'
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-m", "bash", "-c", script, "x", "true"]).returncode:
+        pytest.skip("this process may not mount a file system of its own")
+    line = [
+        "unshare",
+        "-m",
+        "bash",
+        "-c",
+        script,
+        "x",
+        sys.executable,
+        str(ROOT / "train.py"),
+        *flags(**ON_DISK, size=64),
+    ]
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=200)
+    said = [text for text in ended.stderr.splitlines() if text.startswith("train.py: ")]
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr, ended.stderr
+    assert len(said) == 1 and "--workers 0" in said[0] and "nothing was saved yet" in said[0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_to_the_whole_group_is_saved_like_one_to_the_run(flags, tmp_path, workers):
+    """As `timeout` and schedulers send it: the workers get it too, and leave it to the run."""
+    line = [sys.executable, str(ROOT / "train.py"), *flags(**(ON_DISK | dict(workers=workers, epochs=1000)))]
+    with subprocess.Popen(
+        line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    ) as run:
+        while not (tmp_path / "run" / "last.pt").exists():
+            assert run.poll() is None
+            time.sleep(0.05)
+        os.killpg(run.pid, signal.SIGTERM)
+        error = run.communicate(timeout=100)[1]
+    assert run.returncode == 143 and "Traceback" not in error, error
+    step = int(re.search(r"stopped after step (\d+) of 6000, saved", error.splitlines()[-1])[1])
+    assert read_checkpoint(str(tmp_path / "run"))["step"] == step
+
+
 def test_an_image_that_would_take_gigabytes_is_left_out(tmp_path):
     from PIL import Image
 
@@ -393,16 +462,87 @@ def test_a_hang_up_is_saved_like_any_other_end(tiny, monkeypatch):
     assert told.value.args[1] == signal.SIGHUP and read_checkpoint(tiny().out)["step"] == 5
 
 
-def test_ctrl_c_during_the_imports_is_one_line():
-    """The signal comes while torch is being imported, which takes seconds."""
+SCRIPTS = ["train.py", "eval_linear.py", *sorted(f"figures/{file.name}" for file in (ROOT / "figures").glob("*.py"))]
+SCRIPTS = [script for script in SCRIPTS if "__main__" in (ROOT / script).read_text()]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_ctrl_c_during_the_imports_is_one_line(script):
+    """The signal comes where the first package is imported that takes a while."""
     code = "import signal, sys, os; signal.signal(signal.SIGINT, signal.default_int_handler); import runpy\n"
-    code += f"sys.argv = [{str(ROOT / 'train.py')!r}]; sys.path[:0] = [{str(ROOT)!r}]\n"
+    code += f"sys.argv = [{str(ROOT / script)!r}]; sys.path[:0] = [{str((ROOT / script).parent)!r}]\n"
     code += "import importlib.abc\n"
     code += "class Ctrl_C(importlib.abc.MetaPathFinder):\n    def find_spec(self, name, *_):\n"
-    code += "        if name == 'torch': os.kill(os.getpid(), signal.SIGINT)\n"
+    code += "        if name in ('torch', 'numpy', 'matplotlib'): os.kill(os.getpid(), signal.SIGINT)\n"
     code += "sys.meta_path.insert(0, Ctrl_C())\nrunpy.run_path(sys.argv[0], run_name='__main__')"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 130 and len(ended.stderr.splitlines()) == 1, ended.stderr
+
+
+# ------------------------------------------------------------------------------- no permission
+
+
+@pytest.fixture
+def as_nobody(run, pictures):
+    """(folder, call): call(script, *options) runs as nobody, who may write to folder / "own" alone."""
+    who = {} if os.getuid() else {"user": 65534, "group": 65534, "extra_groups": []}
+    try:
+        subprocess.run([sys.executable, "-c", f"open({str(ROOT / 'train.py')!r})"], check=True, **who)
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip("another user may not read this environment")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+        folder = Path(place)
+        shutil.copytree(pictures, folder / "images")
+        shutil.copytree(run, folder / "run")
+        (folder / "own").mkdir()
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        (folder / "own").chmod(0o777)
+        (folder / "run").chmod(0o555)
+        folder.chmod(0o555)
+
+        def call(script, *options):
+            line = [sys.executable, str(ROOT / script), *map(str, options)]
+            env = os.environ | {"HOME": str(folder / "own"), "MPLCONFIGDIR": str(folder / "own")}
+            ended = subprocess.run(line, cwd=folder, env=env, capture_output=True, text=True, timeout=200, **who)
+            return ended.returncode, ended.stderr.splitlines()
+
+        yield folder, call
+        folder.chmod(0o755)
+
+
+LACKING = {
+    "a run's folder": lambda folder: ["train.py", "--out", folder / "new"],
+    "a run to go on with": lambda folder: ["train.py", "--resume", folder / "run", "--data-dir", folder / "images"],
+    "figures": lambda folder: ["eval_linear.py", folder / "run", "--json", folder / "x.json"],
+    "figures of old": lambda folder: ["eval_linear.py", folder / "run", "--json", folder / "own" / "closed.json"],
+    "an export": lambda folder: ["eval_linear.py", folder / "run", "--export", folder / "x.pt"],
+    "a checkpoint": lambda folder: ["eval_linear.py", folder / "own" / "closed.pt"],
+    "images": lambda folder: [
+        "train.py",
+        "--dataset",
+        "folder",
+        "--data-dir",
+        folder / "closed",
+        "--out",
+        folder / "own" / "x",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_a_place_without_permission_is_one_line(as_nobody, name):
+    folder, call = as_nobody
+    folder.chmod(0o755)
+    for place, mode in ((folder / "own" / "closed.pt", 0), (folder / "own" / "closed.json", 0o444)):
+        place.write_bytes((folder / "run" / "last.pt").read_bytes())
+        place.chmod(mode)
+    (folder / "closed").mkdir(mode=0)
+    folder.chmod(0o555)
+    before = sorted(path.name for path in folder.rglob("*"))
+    status, said = call(*LACKING[name](folder))
+    assert status == 2 and len(said) == 1, said
+    assert sorted(path.name for path in folder.rglob("*")) == before
 
 
 def test_the_campaign_finds_no_failure_in_a_few_cases_of_every_kind():
