@@ -289,24 +289,24 @@ class Journal:
         self.seconds = time.perf_counter() - self.started
         row = {"epoch": self.epoch, "step": self.step, "lr": self.lr, "seconds": round(self.seconds, 1)}
         row |= {name: value / self.per_epoch for name, value in zip(self.run.LOSSES, sums)}
-        due = last or self.epoch % c.save_every == 0
+        lost = None
         try:
             row |= look()
-        except DataLost:  # of the test images: the epoch itself is whole
-            due = True
-            raise
-        finally:
-            self.history.append(row)
-            self.sums.zero_()
-            if due:
-                self.save()
-            elif not self.quiet:
-                self._save_metrics()
+        except DataLost as error:  # of the test images: the epoch itself is whole
+            lost = error
         if "knn" in row:
             self.bar.set_postfix(loss=f"{row['loss']:.3f}", knn=f"{row['knn']:.1%}")
+        self.history.append(row)
+        self.sums.zero_()
+        if last or lost or self.epoch % c.save_every == 0:
+            self.save()
+        elif not self.quiet:
+            self._save_metrics()
         if not self.quiet and (last or (c.knn_every and self.epoch % c.knn_every == 0)):
             draw_progress(self.history, self.run.choices, self.path / "progress.png")
         self.started = time.perf_counter() - self.seconds  # looking and saving are not training
+        if lost:
+            raise lost
 
     def save(self) -> None:
         """Write the checkpoint, unless the weights are no longer finite."""
