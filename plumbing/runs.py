@@ -60,37 +60,37 @@ CONTENT = {
 def _check_content(checkpoint: dict) -> None:
     """Raises UserError for what is missing, of another type or not finite."""
     _check_types(checkpoint, CONTENT)
-    for name, x in _leaves(checkpoint, ""):
-        tensor = isinstance(x, Tensor)
-        if tensor and (x.layout != torch.strided or x.untyped_storage().nbytes() < x.nbytes):
+    for name, x in _tensors(checkpoint, ""):
+        if x.layout != torch.strided or x.untyped_storage().nbytes() < x.nbytes:
             raise UserError(f"{name} is no plain tensor")
-        finite = torch.isfinite(x).all() if tensor else not isinstance(x, float) or math.isfinite(x)
-        if not finite or (name.endswith("running_var") and (x < 0).any()):
+        if not torch.isfinite(x).all() or (name.endswith("running_var") and (x < 0).any()):
             raise UserError(f"{name} has values that are not finite: the run diverged, or the file is damaged")
     bank = checkpoint.get("bank", {})
     for state in (checkpoint["encoder"], bank):
         _check_types(state, dict.fromkeys(state, Tensor))
     for row in checkpoint["history"]:
-        names = ["epoch", "step", "loss", "lr", "seconds"] + ["nce"] * bool(bank)
-        _check_types(row, dict.fromkeys([*names, *row], NUMBER))
+        names = ["epoch", "step", "loss", "lr", "seconds"] + ["nce"] * bool(bank) + ["knn"] * ("knn" in row)
+        _check_types(row, dict.fromkeys(names, NUMBER))
     if bank and bank["weight"].ndim != 2:
         raise UserError("its bank has no rows")
 
 
 def _check_types(content: dict, types: dict) -> None:
     for name, kind in types.items():
-        if not isinstance(name, str) or not isinstance(content.get(name), kind):
+        value = content.get(name)
+        if not isinstance(name, str) or not isinstance(value, kind):
             raise UserError(f"{name} is missing or of the wrong type")
+        if kind is NUMBER and not math.isfinite(value):
+            raise UserError(f"{name} is not finite")
 
 
-def _leaves(content, name: str):
-    """(name, value) of everything in nested dictionaries and lists."""
-    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else None
-    if items is None:
+def _tensors(content, name: str):
+    """(name, tensor) of every tensor in nested dictionaries and lists."""
+    if isinstance(content, Tensor):
         yield name, content
-    else:
-        for key, value in items:
-            yield from _leaves(value, f"{name}.{key}".strip("."))
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        yield from _tensors(value, f"{name}.{key}".strip("."))
 
 
 def _checked_config(config: dict, kind) -> dict:
