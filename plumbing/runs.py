@@ -65,7 +65,8 @@ def _check_content(checkpoint: dict) -> None:
             raise UserError(f"{name} is no plain tensor")
         if not torch.isfinite(x).all() or (name.endswith("running_var") and (x < 0).any()):
             raise UserError(f"{name} has values that are not finite: the run diverged, or the file is damaged")
-    bank = checkpoint.get("bank", {})
+    bank, images = checkpoint.get("bank", {}), checkpoint.get("images", {})
+    _check_types(images, {"files": Tensor, "sample": str} if images else {})
     for state in (checkpoint["encoder"], bank):
         _check_types(state, dict.fromkeys(state, Tensor))
     for row in checkpoint["history"]:
@@ -73,6 +74,8 @@ def _check_content(checkpoint: dict) -> None:
         _check_types(row, dict.fromkeys(names, NUMBER))
     if bank and bank["weight"].ndim != 2:
         raise UserError("its bank has no rows")
+    if images and (images["files"].dtype, images["files"].ndim) != (torch.long, 1):
+        raise UserError("its list of images is none")
 
 
 def _check_types(content: dict, types: dict) -> None:

@@ -189,6 +189,9 @@ CHANGES = {
     "a step of text": put("x", "step"),
     "a history of numbers": put([1, 2], "history"),
     "a bank of one number": put(torch.tensor(1.0), "bank", "weight"),
+    "true for the list of images": put(True, "images"),
+    "words for the list of images": put("x", "images", "files"),
+    "fractions for the list of images": put(torch.zeros(96), "images", "files"),
 }
 
 
