@@ -355,6 +355,8 @@ def arguments(name: str, description: str, argv: list[str] | None) -> argparse.N
         raise UserError(f"--seeds must be different and not negative, not {args.seeds}")
     check_device(args.device)
     args.results = args.results or output(RESULTS / f"{name}-{args.scale}.json")
+    if args.results.suffix == ".png" and not args.picture:
+        raise UserError(f"--results {args.results}: would be replaced by the picture; name another file, as x.json")
     args.picture = args.picture or output(args.results.with_suffix(".png"))
     return args
 

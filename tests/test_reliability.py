@@ -250,6 +250,22 @@ def test_absurd_values_are_refused(line, message, capsys):
     refused(capsys, program.main, line, message)
 
 
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (["--muon-momentum", "0.5", "--optimizer", "sgd"], "--optimizer sgd"),
+        (["--visits", "3", "--window", "0"], "--window 0"),
+        (["--kl-temperature", "2"], "--lam 0"),
+        (["--jitter-p", "0.5", "--jitter", "0"], "--jitter 0"),
+        (["--data-dir", "my_images"], "--dataset shapes"),
+        (["--fit", "pad"], "--dataset shapes"),
+        (["--cache-gb", "1", "--dataset", "cifar10"], "--dataset cifar10"),
+    ],
+)
+def test_options_that_do_nothing_with_the_others_are_refused(line, why, capsys):
+    refused(capsys, program.main, line, f"{line[0]} means nothing with {why}: leave it out")
+
+
 def test_an_export_takes_no_options_that_it_would_ignore(run, tmp_path, capsys):
     for option in (["--k", "3"], ["--dataset", "shapes"], ["--json", tmp_path / "x.json"]):
         refused(capsys, eval_linear.main, [run, "--export", tmp_path / "x.pt", *option], f"leave out {option[0]}")
@@ -506,7 +522,7 @@ def closed(run, pictures):
 
 
 LACKING = {
-    "a run's folder": "train --out new",
+    "a run's folder": "train --dataset folder --data-dir images --batch-size 16 --out new",
     "a run to go on with": "train --resume run --data-dir images",
     "figures": "eval_linear run --json x.json",
     "figures of old": "eval_linear run --json own/closed.json",

@@ -13,7 +13,7 @@ from invented import invented
 from PIL import Image
 from test_reliability import refused
 
-from figures import fig2_framework, fig4_momentum, fig5_lambda
+from figures import break_it, fig2_framework, fig4_momentum, fig5_lambda
 from figures import sweep as sweeper
 from lab import ranks, scenes
 from lab import train as lab_program
@@ -104,6 +104,17 @@ def test_options_that_a_method_ignores_are_refused(capsys, option):
     refused(capsys, lab_program.main, ["--method", "simclr", option, "5"], option, "leave it out")
 
 
+def test_options_that_a_bank_ignores_are_refused(capsys):
+    refused(capsys, lab_program.main, ["--similarity-gb", "5"], "--similarity-gb means nothing with --window")
+
+
+def test_the_letters_of_break_it_go_to_no_device(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(break_it, "histories", None)  # no work begins
+    (tmp_path / "break_it.png").symlink_to("/dev/null")
+    refused(capsys, break_it.main, ["--out", tmp_path], "break_it.png: a folder, a device or a pipe")
+    refused(capsys, break_it.main, ["--out", "/proc/x"], "/proc/x")
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -133,6 +144,8 @@ def test_two_outputs_of_a_sweep_are_two_files(tmp_path, capsys):
     line = ["--results", str(tmp_path / "x.json"), "--picture", str(tmp_path / "x.json")]
     assert sweeper.figure("x", "x", fig4_momentum.points, None, line) == 2
     assert "another option names the same file" in capsys.readouterr().err
+    assert sweeper.figure("x", "x", fig4_momentum.points, None, ["--results", str(tmp_path / "x.png")]) == 2
+    assert "would be replaced by the picture" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------- files of others
