@@ -41,7 +41,7 @@ def loaded(loader):
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         if isinstance(error, UserError):
             raise DataLost(reason.split("UserError: ")[-1]) from error
-        advice = "" if "Error: " in reason else "; --workers 0 reads without further processes"
+        advice = "" if isinstance(error, FileNotFoundError) else "; --workers 0 reads without further processes"
         raise DataLost(f"images cannot be loaded any more ({reason}){advice}") from error
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from plumbing import cache
-from plumbing.command_line import STOPPING, UserError, loaded
+from plumbing.command_line import UserError, loaded
 
 UNREADABLE = (Exception,)  # Pillow's readers raise a dozen kinds for damaged files, some of them RuntimeError
 GREY = (127, 127, 127)  # beside padded images
@@ -223,15 +223,14 @@ class Images:
                 _Files(self),
                 batch_sampler=batches,
                 num_workers=self.workers,
-                worker_init_fn=_leave_signals_to_the_main_process,
+                worker_init_fn=_leave_ctrl_c_to_the_main_process,
             )
             for pixels, index in loaded(loader):
                 yield pixels.to(device), index.to(device)
 
 
-def _leave_signals_to_the_main_process(_: int) -> None:
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
+def _leave_ctrl_c_to_the_main_process(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Files(torch.utils.data.Dataset):

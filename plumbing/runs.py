@@ -266,7 +266,7 @@ class Journal:
         """Save, if the run is between two steps: where images enter a window it is not."""
         c = self.config
         if self.step and (c.rows(self.count) == self.count or self.step % (c.rows(self.count) // c.batch_size)):
-            self.interrupted(0, str(error))
+            self.interrupted(getattr(error, "signal", 0), str(error))
         raise UserError(f"{error}; {self._kept()}") from error
 
     @property
@@ -330,7 +330,7 @@ class Journal:
         self.save()
         message = f"stopped after step {self.step} of {self.total}, saved"
         message += f"; go on with: {self._program()} --resume {self.path}"
-        raise UserError(f"{reason}; {message}") if reason else Interrupted(message, number)
+        raise UserError(f"{reason}; {message}") if reason and not number else Interrupted(message, number)
 
     def _kept(self) -> str:
         place = self.path / "last.pt"
@@ -410,5 +410,7 @@ class SignalCatcher:
             with suppress(OSError, ValueError):  # unbuffered: the signal may have come while a line was written
                 os.write(sys.stderr.fileno(), b"\nstopping after this step and saving; again to stop at once\n")
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, error, _):
         self.caught.close()
+        if isinstance(error, DataLost):
+            error.signal = self.signal  # a signal to the whole group ends the workers first

@@ -407,7 +407,7 @@ def test_a_small_shared_memory_is_one_line_that_says_what_helps(flags, tmp_path)
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_signal_to_the_whole_group_is_saved_like_one_to_the_run(flags, tmp_path, workers):
-    """As `timeout` and schedulers send it: the workers get it too, and leave it to the run."""
+    """As `timeout` and schedulers send it: the workers end at once, the run saves."""
     line = [sys.executable, str(ROOT / "train.py"), *flags(**(ON_DISK | dict(workers=workers, epochs=1000)))]
     with subprocess.Popen(
         line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
