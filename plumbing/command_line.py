@@ -33,9 +33,10 @@ def loaded(loader):
     """The batches of a torch DataLoader. Raises DataLost, in one line, for what fails in it."""
     try:
         batches = iter(loader)
-        with suppress(AttributeError, ValueError):
-            # For a worker that is killed, torch's own handler would raise in the middle of a step.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if loader.num_workers:
+            with suppress(AttributeError, ValueError):  # Windows, and threads that are not the main one
+                # For a worker that is killed, torch's handler would raise in the middle of a step.
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         yield from batches
     except (OSError, RuntimeError, ValueError, SyntaxError) as error:  # a worker's error has its traceback as text
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
