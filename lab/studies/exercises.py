@@ -72,6 +72,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="[0 1 2]")
     args = parser.parse_args(argv)
+    for seed in args.seeds:
+        Config(seed=seed).check()
     runs = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for seed in args.seeds:
         for name, (_, settings) in POINTS.items():

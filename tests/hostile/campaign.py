@@ -306,7 +306,7 @@ SCRIPTS = sorted(
 WORK = {  # where the work of a script with a main() of its own begins
     "train": ("train",), "eval_linear": ("evaluate", "export"), "lab.train": ("train",),
     "lab.detection": ("transfer",), "lab.bench": ("hardware", "BENCHMARKS"), "lab.studies.throughput": ("measure",),
-    "lab.studies.speed": ("draw",), "figures.neighbours": ("draw",), "figures.page": ("compose",),
+    "lab.studies.speed": ("draw",), "lab.studies.exercises": ("measure",), "figures.neighbours": ("draw",), "figures.page": ("compose",),
     "figures.fig2_framework": ("draw",), "figures.break_it": ("histories",),
 }  # fmt: skip
 
@@ -343,6 +343,11 @@ def _lines(world: World, draws: random.Random, patch: pytest.MonkeyPatch) -> str
         finally:
             sys.argv = before
 
+    results = world.root / "results"  # what a script would change: not the project's own
+    if not results.exists():
+        shutil.copytree(sweep.RESULTS, results)
+    patch.setattr(sweep, "RESULTS", results)
+    patch.chdir(results.parent)
     patch.setattr(sweep, "side_by_side", reached)
     if module == "lab.evaluate":
         patch.setattr(eval_linear, "evaluate", reached)
