@@ -153,7 +153,7 @@ class World:
                 folder = self.images / split / shapes.CLASSES[label]
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(folder / f"{i:03d}.png")
-        assert ended(lambda: train.main(self.line(self.run)))[0] == 0
+        assert ended(lambda: train.main(self.line(self.run)), 600)[0] == 0
         self.content = torch.load(self.run / "last.pt", weights_only=True)
 
     def line(self, out: Path, **options) -> list[str]:
@@ -306,8 +306,8 @@ SCRIPTS = sorted(
 WORK = {  # where the work of a script with a main() of its own begins
     "train": ("train",), "eval_linear": ("evaluate", "export"), "lab.train": ("train",),
     "lab.detection": ("transfer",), "lab.bench": ("hardware", "BENCHMARKS"), "lab.studies.throughput": ("measure",),
-    "lab.studies.speed": ("draw",), "lab.studies.exercises": ("measure",), "figures.neighbours": ("draw",), "figures.page": ("compose",),
-    "figures.fig2_framework": ("draw",), "figures.break_it": ("histories",),
+    "lab.studies.speed": ("draw",), "lab.studies.exercises": ("measure",), "figures.neighbours": ("draw",),
+    "figures.page": ("compose",), "figures.fig2_framework": ("draw",), "figures.break_it": ("histories",),
 }  # fmt: skip
 
 
