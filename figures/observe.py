@@ -51,24 +51,51 @@ def reach(similarity: Tensor, target: Tensor, config: Config) -> tuple[float, fl
     return (pushed / total).mean().item(), perplexity(others / pushed[:, None]).mean().item()
 
 
+def fitted_temperature(similarity: Tensor, target: Tensor, rows: Tensor, config: Config) -> dict:
+    """The tau' at which NCE alone has the gradient of NCE with SqrtKL; see docs/derivations.md, 10.
+
+    similarity (B, N) are the cosines of B views with rows (N, D), target (B,) their own columns.
+    Gradients are those with respect to z. Returns tau' with the largest mean cosine over the views,
+    among 61 values from a quarter of tau to twice tau, that cosine, and the ratio of lengths.
+    """
+    both = _pull(similarity, target, rows, config.temperature, config)  # (B, D)
+    fits = []
+    for factor in torch.logspace(-2, 1, 61, base=2).tolist():
+        alone = _pull(similarity, target, rows, factor * config.temperature)
+        fits.append((torch.cosine_similarity(both, alone).mean().item(), factor * config.temperature, alone))
+    cosine, tau, alone = max(fits, key=lambda fit: fit[0])
+    length = (both.norm(dim=1) / alone.norm(dim=1)).mean().item()
+    return {"tau": round(tau, 4), "tau_cosine": round(cosine, 5), "tau_length": round(length, 3)}
+
+
+def _pull(similarity: Tensor, target: Tensor, rows: Tensor, temperature: float, config: Config | None = None) -> Tensor:
+    """The gradient (B, D) with respect to z of NCE, with SqrtKL if config is given."""
+    similarity = similarity.detach().float().requires_grad_()
+    loss = nce(similarity, target, temperature)
+    if config:
+        loss = loss + config.lam * sqrt_kl(similarity, config.kl_temperature)
+    return torch.autograd.grad(loss, similarity)[0] @ rows.float()
+
+
 class Watch:
     """The `watch` of `train`: returns the epoch's spectrum and reach.
 
     Every `looks` epochs it adds the kNN accuracy (k = 200) on all test images, which is far less
-    noisy than the run's own look at 1 000 of them.
+    noisy than the run's own look at 1 000 of them, and with SqrtKL the temperature that it acts as.
     """
 
     def __init__(self, looks: int = 0, views: int = 256):
         self.looks, self.views = looks, views
 
     def __call__(self, run, dataset: Dataset, epoch: int) -> dict:
-        row = self.bank(run, dataset) if isinstance(run, Pretraining) else {}
-        if self.looks and epoch % self.looks == 0 and dataset.labelled and dataset.test:
+        due = self.looks and epoch % self.looks == 0
+        row = self.bank(run, dataset, due) if isinstance(run, Pretraining) else {}
+        if due and dataset.labelled and dataset.test:
             every = len(dataset.labelled), len(dataset.test)
             row["knn"] = knn_monitor(run.encoder, dataset, asdict(run.config), run.device, k=200, most=every)
         return row
 
-    def bank(self, run: Pretraining, dataset: Dataset) -> dict:
+    def bank(self, run: Pretraining, dataset: Dataset, due: bool = False) -> dict:
         index = random_images(dataset.train, self.views)
         if run.bank.images is not None:  # of the images in the window: those that entered last
             index = run.bank.images[-self.views :].cpu()
@@ -78,13 +105,16 @@ class Watch:
         with torch.no_grad():
             similarity = run.bank.similarity(run.encoder(run.augment(pixels)).float())  # (B, N)
         run.encoder.train()
+        own = run.bank.locate(index)
         shares = spectrum(run.bank.weight)
         row = dict(
             zip(
                 ("reach_share", "reach_rows"),
-                (round(x, 4) for x in reach(similarity, run.bank.locate(index), run.config)),
+                (round(x, 4) for x in reach(similarity, own, run.config)),
             )
         )
+        if due and run.config.lam:
+            row |= fitted_temperature(similarity[:64], own[:64], run.bank.weight, run.config)
         row["rank"] = round(perplexity(shares).item(), 2)
         row["spectrum"] = [float(f"{shares[r - 1]:.3g}") for r in RANKS if r <= len(shares)]
         row["variance"] = round(1 - run.bank.weight.mean(0).square().sum().item(), 4)

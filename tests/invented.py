@@ -7,7 +7,7 @@ from lab.train import LabConfig
 
 
 def base(scale: str) -> LabConfig:
-    return LabConfig(**(sweep.SCALES[scale] | {"knn_every": 0}))
+    return LabConfig(**((sweep.SCALES | {"laptop": sweep.LAPTOP})[scale] | {"knn_every": 0}))
 
 
 def invented(script, scale="cpu", seeds=(0, 1, 2), better=()) -> list[dict]:
