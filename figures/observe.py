@@ -1,10 +1,12 @@
 """What a run is watched for: its bank's spectrum, and which rows the gradient of a view reaches."""
 
+import copy
 from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
+from data import shuffled, windows
 from eval_linear import knn_monitor
 from loss import nce, sqrt_kl
 from plumbing.features import random_images
@@ -77,11 +79,56 @@ def _pull(similarity: Tensor, target: Tensor, rows: Tensor, temperature: float, 
     return torch.autograd.grad(loss, similarity)[0] @ rows.float()
 
 
+def last_pulls(config: Config, count: int, step: int) -> Tensor:
+    """The steps (N,) done when each image last pulled its row, after `step` steps; -1: never.
+
+    An image that enters the window pulls when its row is made by the forward pass.
+    """
+    last, batch, rows = torch.full((count,), -1), config.batch_size, config.rows(count)
+    per_pass = rows // batch
+    for number, images, entering in windows(count, rows, min(config.visits, config.epochs), config.seed):
+        before = number * per_pass
+        if before >= step:
+            return last
+        last[entering] = before
+        order = shuffled(images, config.seed, "epoch", number)[: per_pass * batch].view(per_pass, batch)
+        done = order[: step - before]
+        last[done] = before + 1 + torch.arange(len(done))[:, None]
+
+
+@torch.no_grad()
+def ageing(run: Pretraining, dataset: Dataset, step: int, views: int = 512, bins: int = 8) -> dict:
+    """How far rows are from their images' fresh embeddings, against the steps since the last pull.
+
+    Returns "ageing", `bins` pairs of mean age and mean cosine, youngest first, and "two_views", the
+    mean cosine of two fresh views of an image, which a row can hardly exceed.
+    """
+    config, encoder = run.config, copy.deepcopy(run.encoder).train()  # a copy: BatchNorm must not see these views
+    last = last_pulls(config, len(dataset.train), step)
+    known = (last >= 0).nonzero()[:, 0] if run.bank.images is None else run.bank.images.cpu()
+    torch.manual_seed(0)
+    index = known[torch.randperm(len(known))[:views]]
+    z = [[], []]
+    for pixels, _ in dataset.train.batches(index, min(config.batch_size, len(index)), run.device):
+        for views_of in z:
+            views_of.append(encoder(run.augment(pixels)).float())  # (B, D)
+    first, second = map(torch.cat, z)
+    rows = run.bank.weight[run.bank.locate(index.to(run.device))].float()
+    cosine, age = (first * rows).sum(1).cpu(), step - last[index]
+    order = age.argsort(stable=True)
+    pairs = [
+        [round(age[group].double().mean().item(), 1), round(cosine[group].mean().item(), 4)]
+        for group in order.chunk(bins)
+    ]
+    return {"ageing": pairs, "two_views": round((first * second).sum(1).mean().item(), 4)}
+
+
 class Watch:
     """The `watch` of `train`: returns the epoch's spectrum and reach.
 
     Every `looks` epochs it adds the kNN accuracy (k = 200) on all test images, which is far less
-    noisy than the run's own look at 1 000 of them, and with SqrtKL the temperature that it acts as.
+    noisy than the run's own look at 1 000 of them, how rows age, and the temperature that SqrtKL
+    acts as.
     """
 
     def __init__(self, looks: int = 0, views: int = 256):
@@ -90,6 +137,9 @@ class Watch:
     def __call__(self, run, dataset: Dataset, epoch: int) -> dict:
         due = self.looks and epoch % self.looks == 0
         row = self.bank(run, dataset, due) if isinstance(run, Pretraining) else {}
+        if due and isinstance(run, Pretraining):
+            step = epoch * (len(dataset.train) // run.config.batch_size)
+            row |= ageing(run, dataset, step)
         if due and dataset.labelled and dataset.test:
             every = len(dataset.labelled), len(dataset.test)
             row["knn"] = knn_monitor(run.encoder, dataset, asdict(run.config), run.device, k=200, most=every)

@@ -386,10 +386,10 @@ def figure(
         base = replace(base, dataset=args.dataset or base.dataset)
         options["measure"] = measure and measure(base, args.scale)
         chosen, fewer = points(base, args.scale), repeated if args.scale == "laptop" else None
-        made = partial(sweep, args.results, jobs=args.jobs, keep=args.keep, **options)
-        runs = made(chosen, args.seeds[:1] if fewer else args.seeds)
+        run_all = partial(sweep, args.results, jobs=args.jobs, keep=args.keep, **options)
+        runs = run_all(chosen, args.seeds[:1] if fewer else args.seeds)
         if fewer and args.seeds[1:]:
-            runs += made({name: chosen[name] for name in fewer(runs)}, args.seeds[1:])
+            runs += run_all({name: chosen[name] for name in fewer(runs)}, args.seeds[1:])
         if draw:
             with replacing(args.picture, "the picture") as place:
                 draw(runs, place)
