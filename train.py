@@ -71,7 +71,7 @@ class Config(Settings):
     cutmix: float = option(0.0, "alpha of CutMix (0: off)", at_least=0)
     window: int = option(1024, "W, the images that train at a time and have rows in the bank (0: all)", at_least=0)
     visits: int = option(16, "r, the passes that an image has in the window", above=0)
-    epochs: int = option(36, "passes over the training images", above=0, at_most=10**6)
+    epochs: int = option(40, "passes over the training images", above=0, at_most=10**6)
     batch_size: int = option(256, "images per step (BatchNorm needs two)", at_least=2, at_most=2**20)
     optimizer: str = option("muon", "muon: orthogonalised steps of weight matrices", ("sgd", "muon"))
     lr: float = option(0.07, "peak learning rate; Muon's is for matrices, others have twice it", above=0, at_most=1e6)
@@ -89,7 +89,7 @@ class Config(Settings):
 RECIPES = {
     "laptop": {},
     "demo": dict(width=16, batch_size=128, lr=0.05, bank_momentum=0.5, visits=8, epochs=12, knn_every=3),
-    "hour": dict(dataset="cifar10", window=2048, epochs=40),
+    "hour": dict(dataset="cifar10", window=2048),
     "released": dict(
         arch="resnet18", size=32, layers=3, hidden=2048, dim=2048, temperature=0.2, bank_momentum=0.5,
         bank_init="forward", bank_update="npid", negatives=10_000, lam=20.0, kl_temperature=1.0, crop_min=0.2,

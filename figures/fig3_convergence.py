@@ -3,6 +3,7 @@
     python figures/fig3_convergence.py --scale demo            the embedded shapes, a few minutes
     python figures/fig3_convergence.py --data-dir my_cifar10   half an hour on two cores
     python figures/fig3_convergence.py --scale paper           CIFAR-10, ResNet-18, one GPU
+    python figures/fig3_convergence.py --scale laptop --data-dir my_cifar10   both rules, 6 hours
 
 The claim: with SqrtKL the same network needs fewer epochs, because every row gets a gradient in
 every step.
@@ -19,40 +20,52 @@ from figures.plots import plt
 from figures.sweep import figure
 from lab.train import LabConfig
 
-EPOCHS = {"demo": 12, "cpu": 20, "paper": 200}
+EPOCHS = {"demo": 12, "cpu": 20, "paper": 200, "laptop": 100}
+RULES = {"NPID's rule, ": "npid", "corrected rule, ": "corrected"}  # at --scale laptop
 WITHOUT, WITH = "without SqrtKL", "with SqrtKL, λ = 20, T = 1"
 
 
 def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
     base = replace(base, epochs=EPOCHS[scale])
-    return {WITHOUT: base, WITH: replace(base, lam=20.0, kl_temperature=1.0)}
+    rules = RULES if scale == "laptop" else {"": base.bank_update}
+    rows = {}
+    for words, rule in rules.items():
+        rows[words + WITHOUT] = replace(base, bank_update=rule)
+        rows[words + WITH] = replace(base, bank_update=rule, lam=20.0, kl_temperature=1.0)
+    return rows
 
 
 def draw(runs: list[dict], path) -> None:
     figure, axes = plt.subplots(2, 2, figsize=(10, 6), constrained_layout=True, sharey="row", sharex="col")
     panels = {"knn": (100, "kNN (k = 200), top-1 %"), "nce": (1, "NCE loss, nats")}
-    for row, (key, (scale, words)) in zip(axes, panels.items()):
-        for name, colour in ((WITHOUT, plots.BLUE), (WITH, plots.ORANGE)):
-            y = scale * plots.history(runs, name, key)  # (S, X)
-            looked = [r for r in runs[0]["epochs"] if key in r]
-            seconds = plots.history(runs, name, "seconds").mean(0)[[r["epoch"] - 1 for r in looked]]
-            plots.band(row[0], [r["epoch"] for r in looked], y, colour, name)
-            plots.band(row[1], seconds / 60, y, colour, name)
-        row[0].set(ylabel=words)
+    names = {run["name"] for run in runs}
+    rules = [words for words in ("", *RULES) if words + WITHOUT in names]
+    for row, (key, (scale, label)) in zip(axes, panels.items()):
+        for words, style in zip(rules, ("-", "--")):
+            for name, colour in ((words + WITHOUT, plots.BLUE), (words + WITH, plots.ORANGE)):
+                y = scale * plots.history(runs, name, key)  # (S, X)
+                looked = [r for r in runs[0]["epochs"] if key in r]
+                seconds = plots.history(runs, name, "seconds").mean(0)[[r["epoch"] - 1 for r in looked]]
+                plots.band(row[0], [r["epoch"] for r in looked], y, colour, name, style)
+                plots.band(row[1], seconds / 60, y, colour, name, style)
+        row[0].set(ylabel=label)
     axes[1, 0].set(xlabel="epoch")
     axes[1, 0].xaxis.get_major_locator().set_params(integer=True)
     axes[1, 1].set(xlabel="minutes of training, mean over seeds")
     axes[0, 0].legend(loc="lower right")
-    gain, error = plots.change(runs, WITH, WITHOUT, "knn")
-    clock = [plots.history(runs, name, "seconds")[:, -1].mean().item() for name in (WITH, WITHOUT)]
-    early = [100 * plots.history(runs, name, "knn").mean(0) for name in (WITH, WITHOUT)]
+    plots.finish(figure, "With SqrtKL kNN is " + ",\nand ".join(finding(runs, words) for words in rules), runs, path)
+
+
+def finding(runs: list[dict], words: str) -> str:
+    """What SqrtKL changes under a rule, in words."""
+    gain, error = plots.change(runs, words + WITH, words + WITHOUT, "knn")
+    clock = [plots.history(runs, words + name, "seconds")[:, -1].mean().item() for name in (WITH, WITHOUT)]
+    early = [100 * plots.history(runs, words + name, "knn").mean(0) for name in (WITH, WITHOUT)]
     half = len(early[0]) // 2 - 1
-    title = (
-        f"With SqrtKL kNN is {(early[0] - early[1])[half]:+.1f} halfway and {gain:+.1f} ± {error:.1f} at the end; "
-        f"an epoch takes {clock[0] / clock[1]:.2f} times as long"
-    )
-    plots.finish(figure, title, runs, path)
+    changes = f"{(early[0] - early[1])[half]:+.1f} halfway and {gain:+.1f} ± {error:.1f} at the end"
+    under = f" with the {words}" if words.startswith("corrected") else f" with {words}" if words else "; "
+    return f"{changes}{under}an epoch takes {clock[0] / clock[1]:.2f} times as long"
 
 
 if __name__ == "__main__":
-    sys.exit(figure("fig3_convergence", __doc__, points, draw, looks=2, needs=("knn", "rank")))
+    sys.exit(figure("fig3_convergence", __doc__, points, draw, looks=2, needs=("knn", "rank"), laptop=True))

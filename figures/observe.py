@@ -1,10 +1,12 @@
 """What a run is watched for: its bank's spectrum, and which rows the gradient of a view reaches."""
 
+import copy
 from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
+from data import shuffled, windows
 from eval_linear import knn_monitor
 from loss import nce, sqrt_kl
 from plumbing.features import random_images
@@ -51,24 +53,99 @@ def reach(similarity: Tensor, target: Tensor, config: Config) -> tuple[float, fl
     return (pushed / total).mean().item(), perplexity(others / pushed[:, None]).mean().item()
 
 
+def fitted_temperature(similarity: Tensor, target: Tensor, rows: Tensor, config: Config) -> dict:
+    """The tau' at which NCE alone has the gradient of NCE with SqrtKL; see docs/derivations.md, 10.
+
+    similarity (B, N) are the cosines of B views with rows (N, D), target (B,) their own columns.
+    Gradients are those with respect to z. Returns tau' with the largest mean cosine over the views,
+    among 61 values from a quarter of tau to twice tau, that cosine, and the ratio of lengths.
+    """
+    both = _pull(similarity, target, rows, config.temperature, config)  # (B, D)
+    fits = []
+    for factor in torch.logspace(-2, 1, 61, base=2).tolist():
+        alone = _pull(similarity, target, rows, factor * config.temperature)
+        fits.append((torch.cosine_similarity(both, alone).mean().item(), factor * config.temperature, alone))
+    cosine, tau, alone = max(fits, key=lambda fit: fit[0])
+    length = (both.norm(dim=1) / alone.norm(dim=1)).mean().item()
+    return {"tau": round(tau, 4), "tau_cosine": round(cosine, 5), "tau_length": round(length, 3)}
+
+
+def _pull(similarity: Tensor, target: Tensor, rows: Tensor, temperature: float, config: Config | None = None) -> Tensor:
+    """The gradient (B, D) with respect to z of NCE, with SqrtKL if config is given."""
+    similarity = similarity.detach().float().requires_grad_()
+    loss = nce(similarity, target, temperature)
+    if config:
+        loss = loss + config.lam * sqrt_kl(similarity, config.kl_temperature)
+    return torch.autograd.grad(loss, similarity)[0] @ rows.float()
+
+
+def last_pulls(config: Config, count: int, step: int) -> Tensor:
+    """The steps (N,) done when each image last pulled its row, after `step` steps; -1: never.
+
+    An image that enters the window pulls when its row is made by the forward pass.
+    """
+    last, batch, rows = torch.full((count,), -1), config.batch_size, config.rows(count)
+    per_pass = rows // batch
+    for number, images, entering in windows(count, rows, min(config.visits, config.epochs), config.seed):
+        before = number * per_pass
+        if before >= step:
+            return last
+        last[entering] = before
+        order = shuffled(images, config.seed, "epoch", number)[: per_pass * batch].view(per_pass, batch)
+        done = order[: step - before]
+        last[done] = before + 1 + torch.arange(len(done))[:, None]
+
+
+@torch.no_grad()
+def ageing(run: Pretraining, dataset: Dataset, step: int, views: int = 512, bins: int = 8) -> dict:
+    """How far rows are from their images' fresh embeddings, against the steps since the last pull.
+
+    Returns "ageing", `bins` pairs of mean age and mean cosine, youngest first, and "two_views", the
+    mean cosine of two fresh views of an image, which a row can hardly exceed.
+    """
+    config, encoder = run.config, copy.deepcopy(run.encoder).train()  # a copy: BatchNorm must not see these views
+    last = last_pulls(config, len(dataset.train), step)
+    known = (last >= 0).nonzero()[:, 0] if run.bank.images is None else run.bank.images.cpu()
+    torch.manual_seed(0)
+    index = known[torch.randperm(len(known))[:views]]
+    z = [[], []]
+    for pixels, _ in dataset.train.batches(index, min(config.batch_size, len(index)), run.device):
+        for views_of in z:
+            views_of.append(encoder(run.augment(pixels)).float())  # (B, D)
+    first, second = map(torch.cat, z)
+    rows = run.bank.weight[run.bank.locate(index.to(run.device))].float()
+    cosine, age = (first * rows).sum(1).cpu(), step - last[index]
+    order = age.argsort(stable=True)
+    pairs = [
+        [round(age[group].double().mean().item(), 1), round(cosine[group].mean().item(), 4)]
+        for group in order.chunk(bins)
+    ]
+    return {"ageing": pairs, "two_views": round((first * second).sum(1).mean().item(), 4)}
+
+
 class Watch:
     """The `watch` of `train`: returns the epoch's spectrum and reach.
 
     Every `looks` epochs it adds the kNN accuracy (k = 200) on all test images, which is far less
-    noisy than the run's own look at 1 000 of them.
+    noisy than the run's own look at 1 000 of them, how rows age, and the temperature that SqrtKL
+    acts as.
     """
 
     def __init__(self, looks: int = 0, views: int = 256):
         self.looks, self.views = looks, views
 
     def __call__(self, run, dataset: Dataset, epoch: int) -> dict:
-        row = self.bank(run, dataset) if isinstance(run, Pretraining) else {}
-        if self.looks and epoch % self.looks == 0 and dataset.labelled and dataset.test:
+        due = self.looks and epoch % self.looks == 0
+        row = self.bank(run, dataset, due) if isinstance(run, Pretraining) else {}
+        if due and isinstance(run, Pretraining):
+            step = epoch * (len(dataset.train) // run.config.batch_size)
+            row |= ageing(run, dataset, step)
+        if due and dataset.labelled and dataset.test:
             every = len(dataset.labelled), len(dataset.test)
             row["knn"] = knn_monitor(run.encoder, dataset, asdict(run.config), run.device, k=200, most=every)
         return row
 
-    def bank(self, run: Pretraining, dataset: Dataset) -> dict:
+    def bank(self, run: Pretraining, dataset: Dataset, due: bool = False) -> dict:
         index = random_images(dataset.train, self.views)
         if run.bank.images is not None:  # of the images in the window: those that entered last
             index = run.bank.images[-self.views :].cpu()
@@ -78,13 +155,16 @@ class Watch:
         with torch.no_grad():
             similarity = run.bank.similarity(run.encoder(run.augment(pixels)).float())  # (B, N)
         run.encoder.train()
+        own = run.bank.locate(index)
         shares = spectrum(run.bank.weight)
         row = dict(
             zip(
                 ("reach_share", "reach_rows"),
-                (round(x, 4) for x in reach(similarity, run.bank.locate(index), run.config)),
+                (round(x, 4) for x in reach(similarity, own, run.config)),
             )
         )
+        if due and run.config.lam:
+            row |= fitted_temperature(similarity[:64], own[:64], run.bank.weight, run.config)
         row["rank"] = round(perplexity(shares).item(), 2)
         row["spectrum"] = [float(f"{shares[r - 1]:.3g}") for r in RANKS if r <= len(shares)]
         row["variance"] = round(1 - run.bank.weight.mean(0).square().sum().item(), 4)

@@ -3,6 +3,8 @@
 Every function takes the runs of `sweep.sweep`: dictionaries with "name", "seed", "final", "epochs".
 """
 
+from collections import Counter
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -46,8 +48,9 @@ def settings(runs: list[dict]) -> str:
         "arch": config["arch"] + (f" of width {config['width']}" if config["width"] else ""),
         "size": f"{config['size']} px views", "dim": f"D = {config['dim']}", "epochs": f"{config['epochs']} epochs",
     }  # fmt: skip
-    seeds = len({run["seed"] for run in runs})
-    shown = [text for key, text in words.items() if same[key]] + [f"{seeds} seed{'s' * (seeds > 1)}"]
+    counts = Counter(run["name"] for run in runs).values()
+    seeds = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else max(counts)
+    shown = [text for key, text in words.items() if same[key]] + [f"{seeds} seed{'s' * (max(counts) > 1)}"]
     return ", ".join(shown) + f"; {runs[0]['hardware']}"
 
 

@@ -6,6 +6,8 @@ which gives it this command line:
     --scale demo     the embedded shapes and a small network: a few minutes, for a classroom
     --scale cpu      5 000 images of CIFAR-10 and a small network: an hour or two on two cores
     --scale paper    CIFAR-10, ResNet-18 and 200 epochs: one GPU
+    --scale laptop   50 000 images, K = 10 000, 30 to 100 epochs and a small network: hours on two
+                     cores; Figures 3 to 5 and a few studies have it
 
 figures/results/<figure>-<scale>.json holds {"runs": [...]}: per finished run its settings, seed,
 hardware, date, the figures of every epoch and the final accuracies. A run in this file, or in
@@ -26,7 +28,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
@@ -70,6 +72,10 @@ SCALES = {
         dataset="cifar10", bank_update="corrected", lam=0.0, cutmix=0.0, save_every=10, compile=True,
     ),
 }  # fmt: skip
+# The paper's N and K and nearly its length, with a network and views that two cores can pay for.
+LAPTOP = ROUND_ONE | RECIPES["released"] | dict(
+    dataset="folder", arch="resnet10", width=16, size=16, hidden=256, dim=128, lam=0.0, epochs=30,
+)  # fmt: skip
 
 # ---------------------------------------------------------------------------------- running points
 
@@ -335,9 +341,9 @@ def table(runs: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def arguments(name: str, description: str, argv: list[str] | None) -> argparse.Namespace:
+def arguments(name: str, description: str, argv: list[str] | None, scales=SCALES) -> argparse.Namespace:
     parser = Parser(description=description)
-    parser.add_argument("--scale", choices=SCALES, default="cpu", help="[cpu]")
+    parser.add_argument("--scale", choices=scales, default="cpu", help="[cpu]")
     parser.add_argument("--dataset", choices=data.DATASETS, help="as in train.py [shapes, folder or cifar10, by scale]")
     parser.add_argument("--data-dir", default="data", help="as in train.py [data]")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="[0 1 2]")
@@ -361,21 +367,31 @@ def arguments(name: str, description: str, argv: list[str] | None) -> argparse.N
     return args
 
 
-def figure(name: str, description: str, points, draw=None, argv=None, show=table, measure=None, **options) -> int:
+def figure(
+    name: str, description: str, points, draw=None, argv=None, show=table, measure=None, laptop=False, repeated=None,
+    **options,
+) -> int:  # fmt: skip
     """The main() of a figure's script: run what is missing, draw, print the table.
 
     points(base, scale) gives the settings by name, from the scale's base. draw(runs, path) writes
     the picture, show(runs) makes the table. measure(base, scale) gives the `measure` of `run_one`.
+    laptop says that there is a --scale laptop. At that scale repeated(runs of the first seed) names
+    the points that get the other seeds (None: all).
     options are `sweep`'s: looks (epochs between looks at the kNN accuracy on all test images),
     controls, needs, and memory (whether a step's memory is measured). Returns the exit status.
     """
 
     def main(argv: list[str] | None) -> None:
-        args = arguments(name, description, argv)
-        base = LabConfig(**(SCALES[args.scale] | {"data_dir": args.data_dir, "device": args.device, "knn_every": 0}))
+        scales = SCALES | ({"laptop": LAPTOP} if laptop else {})
+        args = arguments(name, description, argv, scales)
+        base = LabConfig(**(scales[args.scale] | {"data_dir": args.data_dir, "device": args.device, "knn_every": 0}))
         base = replace(base, dataset=args.dataset or base.dataset)
         options["measure"] = measure and measure(base, args.scale)
-        runs = sweep(args.results, points(base, args.scale), args.seeds, args.jobs, keep=args.keep, **options)
+        chosen, fewer = points(base, args.scale), repeated if args.scale == "laptop" else None
+        run_all = partial(sweep, args.results, jobs=args.jobs, keep=args.keep, **options)
+        runs = run_all(chosen, args.seeds[:1] if fewer else args.seeds)
+        if fewer and args.seeds[1:]:
+            runs += run_all({name: chosen[name] for name in fewer(runs)}, args.seeds[1:])
         if draw:
             with replacing(args.picture, "the picture") as place:
                 draw(runs, place)

@@ -7,7 +7,7 @@ from lab.train import LabConfig
 
 
 def base(scale: str) -> LabConfig:
-    return LabConfig(**(sweep.SCALES[scale] | {"knn_every": 0}))
+    return LabConfig(**((sweep.SCALES | {"laptop": sweep.LAPTOP})[scale] | {"knn_every": 0}))
 
 
 def invented(script, scale="cpu", seeds=(0, 1, 2), better=()) -> list[dict]:
@@ -19,6 +19,7 @@ def invented(script, scale="cpu", seeds=(0, 1, 2), better=()) -> list[dict]:
             rows = [epoch_row(e) for e in range(1, config.epochs + 1)]
             for row in rows[1::2]:
                 row["knn"] = top - 0.01 * (config.epochs - row["epoch"])
+                row |= {"ageing": [[10.0 * i, 0.9 - 0.04 * i] for i in range(8)], "two_views": 0.9}
             runs.append({
                 "name": name, "seed": seed, "config": asdict(replace(config, seed=seed)), "hardware": "a laptop",
                 "epochs": rows, "final": {"knn": top, "linear": top + 0.05}, "controls": {}, "data": "",

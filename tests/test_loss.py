@@ -168,3 +168,36 @@ def test_a_temperature_must_be_positive(similarity, temperature):
 def test_an_unknown_direction_is_refused_with_the_known_ones(similarity):
     with pytest.raises(ValueError, match=r"p\|\|u, u\|\|p"):
         sqrt_kl(similarity, direction="u||u")
+
+
+@pytest.mark.parametrize("detach, c", [(True, 2), (False, 4)])
+@pytest.mark.parametrize("tau, lam, T", [(0.5, 8.0, 1.0), (0.4, 20.0, 1.5), (0.6, 2.0, 0.6)])
+def test_sqrt_kl_turns_the_gradient_to_that_of_a_lower_temperature(tau, lam, T, detach, c):
+    """docs/derivations.md, section 10. Rows with unequal variances, so that Cov(W) z is not z."""
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.linspace(2, 0.1, 64, dtype=torch.float64)
+    rows, z = (torch.randn(n, 64, generator=generator, dtype=torch.float64) * scales for n in (20_000, 1))
+    rows, z = (torch.nn.functional.normalize(x, dim=1) for x in (rows, z))
+    rows = torch.nn.functional.normalize(rows + 0.3, dim=1)  # a mean that is not zero
+    z.requires_grad_()
+
+    def pull(tau, lam=0.0):
+        similarity = z @ rows.T
+        loss = nce(similarity, torch.tensor([7]), tau) + lam * sqrt_kl(similarity, T, detach=detach)
+        return torch.autograd.grad(loss, z)[0][0]
+
+    both = pull(tau, lam)
+    expected = 1 / (1 / tau + lam * tau / (c * T**2))
+    candidates = torch.linspace(0.5, 1.6, 221, dtype=torch.float64) * expected
+    cosines = torch.stack([torch.cosine_similarity(both, pull(t.item()), dim=0) for t in candidates])
+    best = candidates[cosines.argmax()].item()
+    assert best == pytest.approx(expected, rel=0.05)
+    assert 1 - cosines.max() < 0.05 * (1 - torch.cosine_similarity(both, pull(tau), dim=0))
+    assert (both.norm() / pull(expected).norm()).item() == pytest.approx(expected / tau, rel=0.05)
+
+
+def test_sqrt_kl_at_nces_own_temperature_is_a_confidence_penalty(similarity):
+    p = torch.softmax(similarity / 0.1, dim=1)
+    entropy = -(p * p.log()).sum(1).mean()
+    penalty, ours = gradient(-0.5 * entropy, similarity), gradient(sqrt_kl(similarity, 0.1), similarity)
+    torch.testing.assert_close(ours, penalty, rtol=1e-9, atol=1e-13)

@@ -51,4 +51,4 @@ def draw(runs: list[dict], path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(figure("cures", __doc__, points, draw, show=table))
+    sys.exit(figure("cures", __doc__, points, draw, show=table, looks=2, needs=("ageing",)))

@@ -10,6 +10,7 @@ from figures import field, fig3_convergence, fig5_lambda, plots
 from figures import sweep as sweeper
 from lab import bench
 from lab.studies import (
+    ageing,
     bank_spectrum,
     cheaper_bank,
     cures,
@@ -22,6 +23,7 @@ from lab.studies import (
     field_search,
     finalists,
     growing_views,
+    harder_views,
     ingredients,
     model_efficiency,
     negatives,
@@ -42,7 +44,7 @@ from train import load_dataset
 STUDIES = (
     ingredients, sqrtkl_where, bank_spectrum, recipe, negatives, cheaper_bank, field_lr, field_ideas, growing_views,
     data_efficiency, model_efficiency, transfer, paper_scale, search, cures, spectrum,
-    default, default_ingredients, few_images, field_search, finalists, one_window,
+    ageing, default, default_ingredients, few_images, field_search, finalists, harder_views, one_window,
 )  # fmt: skip
 TWICE = {fig5_lambda.name("T = 1", 0), fig3_convergence.WITHOUT}  # the same run in the bank's picture at paper scale
 
@@ -83,6 +85,7 @@ def titles(monkeypatch):
             cures, ["windows", "corrected rule + windows"],
             "alone: corrected rule +0.0, SqrtKL +0.0, windows +10.0; all three +0.0",
         ),
+        (ageing, ["windows"], "from 0.28 (none: NPID's rule, random order)\nto 0.28"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )  # fmt: skip

@@ -1,0 +1,83 @@
+"""Is SqrtKL a lower temperature? The released settings with SqrtKL, and without it at tau'.
+
+    python -m lab.studies.sqrtkl_is_a_temperature --scale demo     the embedded shapes, minutes
+    python -m lab.studies.sqrtkl_is_a_temperature --scale laptop --data-dir my_cifar10     6 hours
+
+docs/derivations.md, section 10: with tau = 0.2 and lambda = 20 at T = 1, SqrtKL should act as
+tau' = 0.143 with 0.71 times the gradient. All runs have NPID's rule, in which tau has no part.
+"Scaled" divides the weight decay by the factor as well, so that SGD makes the scaled gradient's
+steps. At T = tau SqrtKL is a confidence penalty and no temperature: the last point.
+"""
+
+import sys
+from dataclasses import replace
+
+from figures import fig3_convergence as fig3
+from figures import plots
+from figures.sweep import figure, spread
+from lab.train import LabConfig
+
+LAM = 20.0
+PLAIN, WITH = "τ = 0.2", "τ = 0.2, SqrtKL with λ = 20"
+LOWER, SCALED = "τ' = 0.143", "τ' = 0.143, gradient scaled by 0.71"
+PENALTY = "τ = 0.2, SqrtKL with λ = 1 and T = τ"
+
+
+def acts_as(tau: float, lam: float, kl_temperature: float = 1.0) -> float:
+    """The tau' of docs/derivations.md, section 10, with u constant."""
+    return 1 / (1 / tau + lam * tau / (2 * kl_temperature**2))
+
+
+def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
+    base = fig3.points(base, scale)[fig3.WITHOUT if scale != "laptop" else f"{next(iter(fig3.RULES))}{fig3.WITHOUT}"]
+    base = replace(base, bank_update="npid", temperature=0.2)
+    lower = acts_as(base.temperature, LAM)
+    factor = lower / base.temperature
+    return {
+        PLAIN: base,
+        WITH: replace(base, lam=LAM, kl_temperature=1.0),
+        LOWER: replace(base, temperature=lower),
+        SCALED: replace(base, temperature=lower, lr=factor * base.lr, weight_decay=base.weight_decay / factor),
+        PENALTY: replace(base, lam=1.0, kl_temperature=base.temperature),
+    }
+
+
+def table(runs: list[dict]) -> str:
+    """Markdown: accuracies over the seeds, and the temperature that SqrtKL acts as."""
+    lines = ["| | linear | kNN (k = 200) | fitted τ', first to last look | cosine there | length ratio |"]
+    lines.append("|---" * 6 + "|")
+    for name in dict.fromkeys(run["name"] for run in runs):
+        cells = [name, *(spread(runs, name, key) for key in ("linear", "knn"))]
+        if any("tau" in row for run in runs if run["name"] == name for row in run["epochs"]):
+            fits = {key: plots.history(runs, name, key).mean(0) for key in ("tau", "tau_cosine", "tau_length")}
+            cells += [f"{x[0]:.3f} to {x[-1]:.3f}" for x in fits.values()]
+        lines.append(f"| {' | '.join(cells + [''] * (6 - len(cells)))} |")
+    return "\n".join(lines)
+
+
+def draw(runs: list[dict], path) -> None:
+    picture, axes = plots.plt.subplots(1, 3, figsize=(13, 4.2), constrained_layout=True)
+    colours = list(plots.MARKERS)
+    for name, colour in zip(dict.fromkeys(run["name"] for run in runs), colours):
+        own = [run for run in runs if run["name"] == name]
+        looked = [row["epoch"] for row in own[0]["epochs"] if "knn" in row]
+        plots.band(axes[0], looked, 100 * plots.history(runs, name, "knn"), colour, name)
+        if name in (WITH, PENALTY):
+            looked = [row["epoch"] for row in own[0]["epochs"] if "tau" in row]
+            plots.band(axes[1], looked, plots.history(runs, name, "tau"), colour, name)
+            plots.band(axes[2], looked, plots.history(runs, name, "tau_cosine"), colour, name)
+    axes[0].set(xlabel="epoch", ylabel="kNN (k = 200), top-1 %")
+    axes[1].axhline(acts_as(0.2, LAM), color=plots.GREY, linestyle=":", label="predicted τ' for T = 1")
+    axes[1].set(xlabel="epoch", ylabel="τ' that fits the gradient best")
+    axes[2].set(xlabel="epoch", ylabel="cosine with NCE's gradient at τ'")
+    for axis in axes:
+        axis.legend(fontsize=8)
+    gains = [plots.change(runs, name, PLAIN, "knn") for name in (WITH, LOWER, SCALED)]
+    words = ["SqrtKL", "τ' alone", "τ' with the scaled gradient"]
+    title = ", ".join(f"{w} {gain:+.1f} ± {error:.1f}" for w, (gain, error) in zip(words, gains))
+    plots.finish(picture, f"Change of kNN against τ = 0.2: {title}", runs, path)
+
+
+if __name__ == "__main__":
+    needs = ("knn", "rank")
+    sys.exit(figure("sqrtkl_is_a_temperature", __doc__, points, draw, show=table, looks=2, needs=needs, laptop=True))
