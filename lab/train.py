@@ -30,7 +30,7 @@ from plumbing.own_files import with_own_files
 from plumbing.runs import Journal, configure, read_checkpoint
 from train import RECIPES, Config, Pretraining, load_dataset
 
-METHODS = ("ours", "simclr", "moco", "mocov2", "byol", "simsiam", "barlow", "dino")
+METHODS = ("ours", "simclr", "moco", "mocov2", "byol", "simsiam", "barlow", "dino", "swav")
 
 OURS_ALONE = (  # settings of the bank and of its losses; the other methods have heads of their own
     "temperature", "bank_momentum", "bank_init", "bank_update", "negatives", "lam", "kl_temperature", "cutmix",
