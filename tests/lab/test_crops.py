@@ -15,7 +15,7 @@ from lab import crops as views
 from lab.backbones import build_backbone
 from lab.crops import VIEWS
 from lab.large_bank import Streamed
-from lab.studies import sslight, sslight_lr
+from lab.studies import sslight, sslight_lr, sslight_short
 from lab.train import LabConfig, build, train
 from loss import nce, sqrt_kl
 from models import Encoder
@@ -380,22 +380,36 @@ def test_the_position_embeddings_learn_from_local_crops():
 # -------------------------------------------------------------------------------------- the figure
 
 
+@pytest.mark.parametrize("script", [sslight, sslight_short], ids=lambda script: script.__name__)
 @pytest.mark.parametrize("scale", sweeper.SCALES)
-def test_every_point_of_the_figure_can_be_run_and_the_longer_one_takes_as_much_arithmetic(scale):
-    points = sslight.points(base(scale), scale)
+def test_every_point_of_the_figures_can_be_run(script, scale):
+    points = script.points(base(scale), scale)
     for config in points.values():
         config.check()
     distinct = {sweeper.identity(asdict(config), 0) for config in points.values()}
-    assert len(distinct) == len(points) == 12 * len(sslight.BACKBONES[scale])
+    cells = 12 * len(sslight_short.BACKBONES[scale]) if script is sslight_short else len(points)
+    assert len(distinct) == len(points) == cells
+
+
+def test_the_figure_has_five_methods_three_samplings_and_two_thousand_steps():
+    points = sslight.points(base("cpu"))
+    assert len(points) == 3 * (5 + 1) and {config.method for config in points.values()} == set(sslight.METHODS)
+    for config in points.values():
+        assert config.epochs * (config.subset // config.batch_size) >= 2000 and config.optimizer == "muon"
+        assert config.lr == pytest.approx(LabConfig.lr * (config.batch_size / LabConfig.batch_size) ** 0.5, abs=1e-4)
+
+
+def test_the_longer_single_views_of_the_short_study_take_as_much_arithmetic():
+    points = sslight_short.points(base("cpu"))
     for name, config in points.items():
         if name.endswith(": SSLight"):
-            single = points[name.replace("SSLight", sslight.LONGER)]
+            single = points[name.replace("SSLight", sslight_short.LONGER)]
             assert single.views == "single" and single.epochs > config.epochs
             assert abs(single.epochs * sslight.work(single) / sslight.work(config) - config.epochs) < 0.5
 
 
 def test_the_search_of_learning_rates_changes_nothing_else_and_uses_held_out_images():
-    points, of_figure = sslight_lr.points(base("cpu")), sslight.points(base("cpu"))
+    points, of_figure = sslight_lr.points(base("cpu")), sslight_short.points(base("cpu"))
     assert len(points) == 3 * 5 and all(config.holdout == 4000 for config in points.values())
     for name, config in points.items():
         method, sampling, lr = name.rsplit(", ", 2)
@@ -411,25 +425,30 @@ def test_the_arithmetic_of_a_step_counts_every_pass():
     assert sslight.work(replace(one, views="sslight")) == 3 * (2 * whole + 6 * local)
     assert sslight.work(replace(one, method="simclr")) == 6 * whole
     assert sslight.work(replace(one, method="moco", views="sslight")) == 8 * whole + 18 * local
+    assert sslight.work(replace(one, method="dino", views="twice")) == 8 * whole
     assert sslight.multiply_adds("resnet18", 32, 64, 32) == pytest.approx(555.4e6, rel=1e-3)
     layer = 12 * 192**2 * 65 + 2 * 65**2 * 192  # of vit_tiny, for 65 tokens
     assert sslight.multiply_adds("vit_tiny", 32, 0, 32) == pytest.approx(12 * layer + 64 * 192 * 48, rel=0.01)
 
 
-def test_view_sampling_is_drawn_and_tabulated(tmp_path):
-    better = ["resnet18, ours: SSLight", "vit_tiny, ours: multi-crop"]
-    runs = invented(sslight, better=better)
+@pytest.mark.parametrize("script", [sslight, sslight_short], ids=lambda script: script.__name__)
+def test_view_sampling_is_drawn_and_tabulated(script, tmp_path):
+    better = ["resnet18, ours: SSLight", "resnet18, SimCLR: multi-crop"]
+    runs = invented(script, better=better)
     for run in runs:
         run["final"] |= {"linear_1": 0.2, "linear_10": 0.3}
     sslight.draw(runs, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
-    assert "less single +1.1 (ahead in 1 of 9)\n" in sslight.title(runs)
-    assert "multi-crop +0.0 (ahead in 1 of 9)" in sslight.title(runs)
+    first, pairs = list(script.SAMPLINGS)[0], len(runs) // 3 // len(script.SAMPLINGS)
+    assert f"less {first} +{10 / pairs:.1f} (ahead in 1 of {pairs})\n" in sslight.title(runs)
+    assert f"multi-crop +0.0 (ahead in 1 of {pairs})" in sslight.title(runs)
     lines = sslight.table(runs).splitlines()
-    assert len(lines) == 2 + 9, "three backbones times three methods"
-    line = next(line for line in lines if line.startswith("| vit_tiny, ours | "))
-    assert line.split(" | ")[3] == "56.0 ± 1.0 / 30.0 ± 0.0 / 20.0 ± 0.0", "linear, 10 % and 1 % of the labels"
-    assert int(line.split(" | ")[5].strip(" |")) > sslight.EPOCHS["cpu"]
+    assert len(lines) == 2 + pairs
+    line = next(line for line in lines if line.startswith("| resnet18, SimCLR | "))
+    column = 1 + list(script.SAMPLINGS).index("multi-crop")
+    assert line.split(" | ")[column] == "56.0 ± 1.0 / 30.0 ± 0.0 / 20.0 ± 0.0", "linear, 10 % and 1 % of the labels"
+    costs = [float(word) for word in line.split(" | ")[-1].strip(" |").split(" / ")]
+    assert costs[0] == 1 and all(cost > 1.5 for cost in costs[1:])
 
 
 def test_a_run_of_the_figure_has_what_it_needs(lab_config, tmp_path):
