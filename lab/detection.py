@@ -26,9 +26,10 @@ from tqdm import tqdm
 
 from eval_linear import load_backbone
 from lab import scenes
+from lab.backbones import encoder_of, has_small_stem
 from lab.scenes import Scenes
 from lab.train import LabConfig
-from models import RESNETS, SMALL, encoder_of
+from models import RESNETS
 from plumbing.command_line import Parser, UserError, check_device, command, loaded, output
 from plumbing.devices import hardware, pick_device
 from plumbing.image_ops import MEAN, STD
@@ -151,11 +152,11 @@ def transfer(
     if config.get("drop_last_stage"):
         raise UserError("a detector stands on all stages of a ResNet; this run was trained with --drop-last-stage")
     coco_metric(task)  # raises now, not after the training
-    encoders = {"pretrained": load_backbone(checkpoint), "scratch": encoder_of(config)}
+    encoders = {"pretrained": load_backbone(checkpoint, encoder_of), "scratch": encoder_of(config)}
     size, results, detectors = size or min(train[0][0].shape[1:]), {}, {}
     for name, encoder in encoders.items():
         torch.manual_seed(seed)
-        model = detectors[name] = build(encoder.backbone, len(train.classes), task, size, config["size"] <= SMALL)
+        model = detectors[name] = build(encoder.backbone, len(train.classes), task, size, has_small_stem(config))
         finetune(model, train, epochs, batch_size, lr, seed, device, name)
         results[name] = score(predict(model, test, device, name), coco_metric(task))
     return results, detectors

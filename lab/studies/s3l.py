@@ -73,9 +73,8 @@ class Measure:
     augmentation are not counted.
     """
 
-    def __init__(self, base: LabConfig, scale: str):
-        self.full = points(base, scale)[FULL]
-        *_, self.epochs, self.warmup = SCALES[scale]
+    def __init__(self, full: LabConfig, epochs: int, warmup: int):
+        self.full, self.epochs, self.warmup = full, epochs, warmup  # of fine-tuning, of the missing stage alone
 
     def __call__(self, checkpoint: dict, dataset: Dataset) -> dict:
         config = checkpoint["config"]
@@ -146,9 +145,20 @@ def draw(runs: list[dict], path) -> None:
     """Fine-tuned accuracy against all costs, the linear probe against the pretraining's."""
     runs, first = with_controls(runs), runs
     figure, axes = plots.plt.subplots(2, 2, figsize=(11, 8), constrained_layout=True, sharey="row")
-    colours = (plots.BLUE, plots.ORANGE, plots.GREEN, "#56b4e9", "#cc79a7", "#e69f00", "black", plots.GREY, "#f0e442")
+    colours = (
+        plots.BLUE,
+        plots.ORANGE,
+        plots.GREEN,
+        "#56b4e9",
+        "#cc79a7",
+        "#e69f00",
+        "black",
+        plots.GREY,
+        "#f0e442",
+        "#8c564b",
+    )
     for i, name in enumerate(dict.fromkeys(run["name"] for run in runs)):
-        style = dict(color=colours[i], marker="os^v<>DXP"[i], markersize=8, capsize=3, linestyle="none", label=name)
+        style = dict(color=colours[i], marker="os^v<>DXPp"[i], markersize=8, capsize=3, linestyle="none", label=name)
         for column, key in enumerate(COSTS):
             for row, (figure_of, costs) in enumerate({"finetune": (key, f"finetune_{key}"), "linear": (key,)}.items()):
                 if figure_of == "linear" and name in (SCRATCH, ANEW):
@@ -190,5 +200,9 @@ def table(runs: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def measure(base: LabConfig, scale: str) -> Measure:
+    return Measure(points(base, scale)[FULL], *SCALES[scale][-2:])
+
+
 if __name__ == "__main__":
-    sys.exit(figure("s3l", __doc__, points, draw, show=table, measure=Measure, needs=("finetune_tflop",)))
+    sys.exit(figure("s3l", __doc__, points, draw, show=table, measure=measure, needs=("finetune_tflop",)))
