@@ -37,6 +37,7 @@ from models import Encoder
 from plumbing.devices import pick_device, pick_precision
 from plumbing.files import Dataset
 from plumbing.runs import read_checkpoint
+from train import load_dataset
 
 # side of the full views; images; epochs of pretraining, of the second stage, of fine-tuning, and of
 # the missing stage alone
@@ -86,6 +87,9 @@ class Measure:
         figures["tflop"] = sum(pretraining_flop(stage["config"]) for stage in stages) / 1e12
         encoder = encoder_of(config)
         untrained = copy.deepcopy(encoder)
+        if config["size"] < self.full.size:  # large images were reduced for the smaller views
+            dataset = load_dataset(LabConfig(**(config | {"size": self.full.size})))
+            dataset = replace(dataset, labelled=dataset.labelled.take(target))
         encoder.load_state_dict(checkpoint["encoder"])
         figures |= self.finetuned(encoder, config, dataset, config["drop_last_stage"])
         if identity(config, 0) == identity(asdict(self.full), 0):

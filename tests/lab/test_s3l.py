@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 from invented import base
@@ -240,6 +241,20 @@ def test_the_two_stages_of_a_point_are_run_one_after_the_other_and_measured_toge
     assert {"from scratch: finetune", "full, last stage anew: finetune", "linear", "knn"} <= full["final"].keys()
     assert full["final"]["full, last stage anew: finetune_tflop"] == three["final"]["finetune_tflop"]
     assert not any("scratch" in key or "anew" in key for key in two["final"])
+
+
+def test_a_run_of_small_views_is_fine_tuned_on_images_that_were_not_reduced(tmp_path, lab_config, monkeypatch):
+    for split, count in (("train", 16), ("test", 4)):
+        for i in range(count):
+            folder = tmp_path / "photos" / split / str(i % 2)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((160, 160, 3), 10 * i, np.uint8)).save(folder / f"{i}.png")
+    full = lab_config(data_dir=str(tmp_path / "photos"), size=160, subset=16, torchvision_stem=True)
+    small, sides = replace(full, size=64), []
+    monkeypatch.setattr(s3l, "train_head", lambda _, dataset, *given, **named: sides.append(dataset.test.side) or 0.5)
+    checkpoint = {"config": asdict(small), "encoder": encoder_of(asdict(small)).state_dict()}
+    s3l.Measure(full, 1, 1)(checkpoint | {"history": [{"seconds": 1.0}]}, load_dataset(small))
+    assert load_dataset(small).test.side == 73 and sides == [160]
 
 
 def test_arithmetic_is_counted():
