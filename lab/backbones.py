@@ -27,8 +27,14 @@ def encoder_of(config: dict) -> Encoder:
     torch.manual_seed(config["seed"])
     arch, size, drop = config["arch"], config["size"], config.get("drop_last_stage", False)
     layers = config["layers"] if config.get("method", "ours") == "ours" else 0
-    backbone = build_backbone(arch, size, config["width"] or None, drop)
+    stem = size if has_small_stem(config) else max(size, SMALL + 1)
+    backbone = build_backbone(arch, stem, config["width"] or None, drop)
     return Encoder(backbone, size, None, config["dim"], layers, config["hidden"])
+
+
+def has_small_stem(config: dict) -> bool:
+    """Whether a run's network begins with the stem that keeps the resolution of small views."""
+    return config["size"] <= SMALL and not config.get("torchvision_stem")
 
 
 def encoder_for(config) -> Encoder:

@@ -24,7 +24,8 @@ from plumbing.optimizer import optimizer_of, set_rate
 from plumbing.runs import load_state
 
 try:
-    from lightly.loss import BarlowTwinsLoss, DINOLoss, NegativeCosineSimilarity, NTXentLoss
+    from lightly.loss import BarlowTwinsLoss, DINOLoss, NegativeCosineSimilarity, NTXentLoss, SwaVLoss
+    from lightly.loss.swav_loss import sinkhorn
     from lightly.models.modules import heads
     from lightly.models.utils import deactivate_requires_grad, update_momentum
 except ImportError as error:
@@ -50,8 +51,9 @@ class InFloat32(nn.Module):
 class _OfPairs:
     """For more than two crops.
 
-    `online(x)` is what a method makes of a crop. `target(x)` is what it compares other crops with,
-    made of global crops only (None: online(x)). `agree(online, target)` is the loss of a pair.
+    `online(x)` is what a method makes of a crop. `target(x)` is what a teacher makes of a global
+    crop (None: there is no teacher, online(x) serves). `aim(target)` is what other crops are
+    compared with, and `agree(online, aim)` the loss of a pair; both are in float32.
     """
 
     target = None
@@ -62,11 +64,16 @@ class _OfPairs:
         weights are those of `crops.pairs`.
         """
         count = len({j for _, j in weights})  # of the crops are global
-        online = through(self.online, views).chunk(len(views))
-        target = through(self.target, views[:count]).chunk(count) if self.target else online
-        loss = sum(w * self.agree(online[i], target[j]) for (i, j), w in weights.items())
-        self.remember(torch.cat(target[:count]))
+        online = through(self.online, views).float()  # (V B, D)
+        target = through(self.target, views[:count]).float() if self.target else online[: count * len(views[0])]
+        with torch.autocast(online.device.type, enabled=False):
+            outputs, aims = online.chunk(len(views)), [self.aim(output) for output in target.chunk(count)]
+            loss = sum(w * self.agree(outputs[i], aims[j]) for (i, j), w in weights.items())
+            self.remember(target.detach())
         return loss
+
+    def aim(self, target: Tensor) -> Tensor:
+        return target
 
     def remember(self, target: Tensor) -> None:
         """Called once a step with the targets of all global crops (G B, D)."""
@@ -170,14 +177,13 @@ class MoCo(_OfPairs, _WithTeacher):
         The criterion puts the target in the queue with every pair, and the next pair would find it
         among its negatives.
         """
-        with torch.autocast(online.device.type, enabled=False):
-            z, key = (F.normalize(x.float(), dim=1) for x in (online, target))  # (B, 128)
-            queue = self.criterion.criterion.memory_bank(key)[1]  # (128, 4096)
-            logits = torch.cat([(z * key).sum(1, keepdim=True), z @ queue], 1) / self.criterion.criterion.temperature
-            return F.cross_entropy(logits, torch.zeros(len(z), dtype=torch.long, device=z.device))
+        z, key = (F.normalize(x, dim=1) for x in (online, target))  # (B, 128)
+        queue = self.criterion.criterion.memory_bank(key)[1]  # (128, 4096)
+        logits = torch.cat([(z * key).sum(1, keepdim=True), z @ queue], 1) / self.criterion.criterion.temperature
+        return F.cross_entropy(logits, torch.zeros(len(z), dtype=torch.long, device=z.device))
 
     def remember(self, target: Tensor) -> None:
-        self.criterion.criterion.memory_bank(F.normalize(target.float(), dim=1), update=True)
+        self.criterion.criterion.memory_bank(F.normalize(target, dim=1), update=True)
 
 
 class MoCoOneWay(MoCo):
@@ -202,18 +208,68 @@ class BYOL(_WithTeacher):
         return self.criterion(prediction, self.teacher_head(self.teacher(other)).detach())
 
 
-class DINO(_WithTeacher):
-    """arXiv 2104.14294: a view predicts the teacher's centred, sharpened output. No local crops."""
+class DINO(_OfPairs, _WithTeacher):
+    """arXiv 2104.14294: a view predicts the teacher's centred, sharpened output."""
 
     def __init__(self, backbone: nn.Module, features: int, student_temperature: float = 0.1):
         super().__init__(backbone, lambda: heads.DINOProjectionHead(features, 512, 64, 2048, batch_norm=True))
         self.criterion = InFloat32(DINOLoss(2048, student_temp=student_temperature))
 
+    def online(self, view: Tensor) -> Tensor:
+        return self.head(self.backbone(view))
+
+    @torch.no_grad()
+    def target(self, view: Tensor) -> Tensor:
+        return self.teacher_head(self.teacher(view))
+
     def forward(self, view: Tensor, other: Tensor) -> Tensor:
-        student = [self.head(self.backbone(v)) for v in (view, other)]
-        with torch.no_grad():
-            teacher = [self.teacher_head(self.teacher(v)) for v in (view, other)]
-        return self.criterion(teacher, student)
+        return self.criterion([self.target(v) for v in (view, other)], [self.online(v) for v in (view, other)])
+
+    # The criterion gives all pairs one weight. These are its pieces.
+
+    def aim(self, target: Tensor) -> Tensor:
+        c = self.criterion.criterion
+        return ((target - c.center[0]) / c.teacher_temp).softmax(1)
+
+    def agree(self, online: Tensor, aim: Tensor) -> Tensor:
+        return F.cross_entropy(online / self.criterion.criterion.student_temp, aim)
+
+    def remember(self, target: Tensor) -> None:
+        self.criterion.criterion.update_center(target[None])
+
+
+class SwAV(_OfPairs, nn.Module):
+    """arXiv 2006.09882: a view predicts the prototypes that its partner is assigned to.
+
+    Sinkhorn's iterations share a batch's views out evenly over the prototypes. No queue.
+    """
+
+    def __init__(self, backbone: nn.Module, features: int, prototypes: float = 512):
+        super().__init__()
+        self.backbone, self.head = backbone, heads.SwaVProjectionHead(features, 512, 128)
+        self.prototypes = heads.SwaVPrototypes(128, int(prototypes))
+        self.criterion = InFloat32(SwaVLoss())
+        self.after_step()
+
+    def online(self, view: Tensor) -> Tensor:
+        """The similarities (B, K) to the prototypes. Sinkhorn divides them by 0.05: float32."""
+        z = self.head(self.backbone(view)).float()  # (B, 128)
+        with torch.autocast(z.device.type, enabled=False):
+            return self.prototypes(F.normalize(z, dim=1))
+
+    @torch.no_grad()
+    def aim(self, target: Tensor) -> Tensor:
+        c = self.criterion.criterion
+        return sinkhorn(target.detach(), c.sinkhorn_iterations, c.sinkhorn_epsilon)
+
+    def agree(self, online: Tensor, aim: Tensor) -> Tensor:
+        return self.criterion.criterion.subloss(online, aim)
+
+    def forward(self, view: Tensor, other: Tensor) -> Tensor:
+        return self.criterion([self.online(v) for v in (view, other)], [])[0]
+
+    def after_step(self) -> None:
+        self.prototypes.normalize()  # to unit length
 
 
 METHODS = {
@@ -224,6 +280,7 @@ METHODS = {
     "mocov2": MoCoOneWay,
     "barlow": BarlowTwins,
     "dino": DINO,
+    "swav": SwAV,
 }
 
 

@@ -7,7 +7,8 @@
 Formats of datasets: lab/scenes.py. Every layer is fine-tuned. Both detectors start with the same
 heads and see the same images in the same order. They differ in the backbone alone: as the run left
 it, or as it was before its first step ("scratch"). BatchNorm learns in both, which needs
-several images per batch.
+several images per batch. Average precision is COCO's, by two optional packages: pip install -r
+requirements-bench.txt.
 """
 
 import argparse
@@ -19,25 +20,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import torchvision.models.detection as tv
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.ops import box_iou
 from tqdm import tqdm
 
 from eval_linear import load_backbone
 from lab import scenes
+from lab.backbones import encoder_of, has_small_stem
 from lab.scenes import Scenes
 from lab.train import LabConfig
-from models import RESNETS, SMALL, encoder_of
+from models import RESNETS
 from plumbing.command_line import Parser, UserError, check_device, command, loaded
 from plumbing.devices import hardware, pick_device
 from plumbing.image_ops import MEAN, STD
 from plumbing.outputs import output, save_text
 from plumbing.runs import read_checkpoint
 
-THRESHOLDS = torch.from_numpy(np.linspace(0.5, 0.95, 10))  # (T,) overlaps (IoU) that COCO's AP is the mean over
 FIGURES = {"box_ap50": "box AP50", "box_ap": "box AP", "mask_ap50": "mask AP50", "mask_ap": "mask AP"}
 
 
@@ -147,96 +146,60 @@ def transfer(
 
     Returns {"pretrained": figures, "scratch": figures} and the detectors by the same names. size is
     the shorter side of the images (0: that of the first one). Raises UserError for a backbone that
-    is not a whole ResNet.
+    is not a whole ResNet, and if the packages of `coco_metric` are missing.
     """
     config, device = checkpoint["config"], pick_device(device)
     if config["arch"] not in RESNETS:
         raise UserError(f"a detector stands on the stages of {', '.join(RESNETS)}; this run has {config['arch']}")
     if config.get("drop_last_stage"):
         raise UserError("a detector stands on all stages of a ResNet; this run was trained with --drop-last-stage")
-    encoders = {"pretrained": load_backbone(checkpoint), "scratch": encoder_of(config)}
+    coco_metric(task)  # raises now, not after the training
+    encoders = {"pretrained": load_backbone(checkpoint, encoder_of), "scratch": encoder_of(config)}
     size, results, detectors = size or min(train[0][0].shape[1:]), {}, {}
     for name, encoder in encoders.items():
         torch.manual_seed(seed)
-        model = detectors[name] = build(encoder.backbone, len(train.classes), task, size, config["size"] <= SMALL)
+        model = detectors[name] = build(encoder.backbone, len(train.classes), task, size, has_small_stem(config))
         finetune(model, train, epochs, batch_size, lr, seed, device, name)
-        results[name] = score(predict(model, test, device, name), len(train.classes))
+        results[name] = score(predict(model, test, device, name), coco_metric(task))
     return results, detectors
 
 
 # -------------------------------------------------------------------------------- average precision
 
 
-def judge(detected: dict, target: dict, kind: str) -> Tensor:
-    """COCO's verdict (T, D) on each detection of an image, at each threshold.
+def coco_metric(task: str):
+    """torchmetrics' metric, which has COCO's own code (pycocotools) judge the detections.
 
-    1 means right, 0 false, -1 not counted. The surest detection chooses first, among the objects of
-    its class that are still free. A detection that overlaps only a crowd is not counted. kind,
-    "boxes" or "masks", says what overlaps.
+    Raises UserError if one of the two is missing.
     """
-    overlap = _overlap(detected[kind].double(), target[kind].double(), kind)  # (D, M)
-    verdict = torch.zeros(len(THRESHOLDS), len(overlap), dtype=torch.long)
-    free = (~target["crowd"]).expand(len(THRESHOLDS), -1).clone()  # (T, M)
-    order = detected["scores"].argsort(descending=True, stable=True).tolist() if overlap.shape[1] else ()
-    for d in order:
-        fits = overlap[d] * (target["labels"] == detected["labels"][d])  # (M,)
-        most, which = (fits * free).max(1)  # (T,) each
-        right = most >= THRESHOLDS
-        free[right, which[right]] = False
-        crowded = (fits * target["crowd"]).max() >= THRESHOLDS
-        verdict[:, d] = torch.where(right, 1, torch.where(crowded, -1, 0))
-    return verdict
+    try:
+        from torchmetrics.detection import MeanAveragePrecision  # imported late: it is optional, and takes time
+
+        metric = MeanAveragePrecision(
+            iou_type="bbox" if task == "detection" else ("bbox", "segm"),
+            # COCO's, in float64: torchmetrics' own are float32, which an overlap of just 0.6 misses
+            iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(), rec_thresholds=np.linspace(0, 1, 101).tolist(),
+        )  # fmt: skip
+    except ImportError as error:
+        needs = "average precision needs torchmetrics and pycocotools: pip install -r requirements-bench.txt"
+        raise UserError(f"{needs} ({str(error).splitlines()[0]})") from error
+    metric.warn_on_many_detections = False
+    return metric
 
 
-def _overlap(one: Tensor, other: Tensor, kind: str) -> Tensor:
-    """Intersection over union of each with each.
+def score(pairs, metric) -> dict[str, float]:
+    """COCO's average precision of (detected, target) pairs, the mean over the targets' classes.
 
-    In float64, overlaps of whole pixels meet thresholds exactly.
+    Fractions of 1. "box_ap50" is AP at an overlap of 1/2, "box_ap" the mean over overlaps of 0.5,
+    0.55 … 0.95; "mask_ap50" and "mask_ap" are the same for masks. metric is a new `coco_metric`.
     """
-    if kind == "boxes":
-        return box_iou(one, other)
-    one, other = one.flatten(1), other.flatten(1)  # (D, H W), (M, H W)
-    both = one @ other.T
-    return both / (one.sum(1)[:, None] + other.sum(1) - both).clamp(min=1)
-
-
-def average_precision(scores: Tensor, verdict: Tensor, count: int) -> Tensor:
-    """AP (T,) of a class with `count` objects at each threshold: COCO's mean over 101 recalls.
-
-    scores (D,) and verdict (T, D) are the detections of all images. The precision at a recall is
-    the best one at that recall or beyond.
-    """
-    verdict = verdict[:, scores.argsort(descending=True, stable=True)]
-    right, false = (verdict == 1).cumsum(1), (verdict == 0).cumsum(1)
-    precision = F.pad(right.double() / (right + false).clamp(min=1), (0, 1))  # (T, D + 1): 0 beyond the last recall
-    best = precision.flip(1).cummax(1).values.flip(1)
-    recalls = torch.from_numpy(np.linspace(0, 1, 101)).repeat(len(verdict), 1)  # (T, 101)
-    return best.gather(1, torch.searchsorted(right.double() / count, recalls)).mean(1)
-
-
-def score(pairs, classes: int) -> dict[str, float]:
-    """Average precision of (detected, target) pairs, the mean over the targets' classes.
-
-    Fractions of 1. "box_ap50" is AP at an overlap of 1/2, "box_ap" the mean over THRESHOLDS;
-    "mask_ap50" and "mask_ap" are the same for masks.
-    """
-    verdicts, scores, labels, truth = {"boxes": [], "masks": []}, [], [], []
     for detected, target in pairs:
-        for kind in verdicts:
-            if kind in target:
-                verdicts[kind].append(judge(detected, target, kind))
-        scores.append(detected["scores"])
-        labels.append(detected["labels"])
-        truth.append(target["labels"][~target["crowd"]])
-    scores, labels, counts = torch.cat(scores), torch.cat(labels), torch.cat(truth).bincount(minlength=classes + 1)
-    present, figures = counts.nonzero()[:, 0].tolist(), {}
-    for kind, name in (("boxes", "box"), ("masks", "mask")):
-        if verdicts[kind]:
-            verdict = torch.cat(verdicts[kind], 1)  # (T, D)
-            by_class = [average_precision(scores[labels == c], verdict[:, labels == c], counts[c]) for c in present]
-            ap = torch.stack(by_class).mean(0) if by_class else torch.zeros(len(THRESHOLDS))  # (T,)
-            figures |= {f"{name}_ap50": ap[0].item(), f"{name}_ap": ap.mean().item()}
-    return figures
+        metric.update([detected], [target | {"iscrowd": target["crowd"].int()}])
+    values = metric.compute()
+    kinds = {"box": "bbox_", "mask": "segm_"} if "segm" in metric.iou_type else {"box": ""}
+    names = {"ap50": "map_50", "ap": "map"}
+    # -1 stands for no object of any class
+    return {f"{k}_{n}": max(0.0, values[kinds[k] + names[n]].item()) for k in kinds for n in names}
 
 
 def table(results: dict) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms.v2 import MixUp
 from tqdm import tqdm
 
 import eval_linear
@@ -114,18 +115,6 @@ def draw_labels(labels: Tensor, share: float, draw: int) -> Tensor:
 # ----------------------------------------------------------- a head on augmented views, fine-tuning
 
 
-def mixup(views: Tensor, labels: Tensor, classes: int, alpha: float) -> tuple[Tensor, Tensor]:
-    """Views (B, 3, H, W) mixed with other views of the batch, and mixed targets (B, classes).
-
-    Both are share x + (1 - share) x_partner, with one share from Beta(alpha, alpha) for the batch
-    (arXiv 1710.09412). Cross-entropy is linear in its target, so the loss is mixed alike.
-    """
-    share = torch.distributions.Beta(alpha, alpha).sample().item()
-    partner = torch.randperm(len(views), device=views.device)
-    target = F.one_hot(labels, classes).to(views.dtype)  # (B, classes)
-    return share * views + (1 - share) * views[partner], share * target + (1 - share) * target[partner]
-
-
 def train_head(
     encoder: Encoder, dataset: Dataset, size: int, device, epochs: int, finetune: bool, seed: int = 0,
     alpha: float = 0.0, warmup: int = 0,
@@ -134,9 +123,9 @@ def train_head(
 
     finetune trains a copy of the backbone too. SGD with momentum 0.9 and a cosine schedule:
     learning rate 0.1 and no weight decay for the head on a frozen backbone, 0.03 and 5e-4 for
-    fine-tuning. alpha is mixup's (0: off). warmup is for fine-tuning: that many epochs before the
-    schedule starts, in which a ResNet's last stage and the classifier learn at 0.03 and everything
-    else is frozen (S3L, arXiv 2103.13559).
+    fine-tuning. alpha is mixup's (arXiv 1710.09412; 0: off). warmup is for fine-tuning: that many
+    epochs before the schedule starts, in which a ResNet's last stage and the classifier learn at
+    0.03 and everything else is frozen (S3L, arXiv 2103.13559).
     """
     torch.manual_seed(seed)
     encoder = copy.deepcopy(encoder).to(device)
@@ -144,7 +133,7 @@ def train_head(
     classes, count = int(labels.max()) + 1, len(labels)
     norm = nn.BatchNorm1d(encoder.feature_dim, affine=False)  # standardises the features as `linear_probe` does
     head = nn.Sequential(norm, nn.Linear(encoder.feature_dim, classes)).to(device)
-    batch = min(128, count)
+    batch, mixup = min(128, count), MixUp(alpha=alpha or 1.0, num_classes=classes)
     per_epoch = count // batch
     optimizer, schedule = _optimiser(encoder, head, finetune, epochs * per_epoch)
     augment = Augment(size, jitter_p=0, gray_p=0)
@@ -157,7 +146,7 @@ def train_head(
             for pixels, index in dataset.labelled.batches(torch.randperm(count)[: per_epoch * batch], batch, device):
                 views, target = augment(pixels), labels[index]
                 if alpha:
-                    views, target = mixup(views, target, classes, alpha)
+                    views, target = mixup(views, target)  # shares (B, classes): cross-entropy is linear in them
                 with torch.set_grad_enabled(finetune):
                     features = encoder.features(views)  # (B, F)
                 loss = F.cross_entropy(head(features), target)

@@ -6,8 +6,9 @@ back.
 """
 
 import copy
+from dataclasses import asdict
 
-from lab.backbones import encoder_of
+from lab.backbones import encoder_of, has_small_stem
 from models import SMALL, Encoder
 from plumbing.command_line import UserError, flag
 from plumbing.runs import load_state
@@ -19,8 +20,8 @@ def start_from(run, checkpoint: dict, config) -> None:
     Raises UserError, naming the option, if they do not fit.
     """
     name, before = f"--init-from {config.init_from}", checkpoint["config"]
-    if (before["size"] <= SMALL) != (config.size <= SMALL):
-        stems = f"views of up to {SMALL} px have a stem of their own"
+    if has_small_stem(before) != has_small_stem(asdict(config)):
+        stems = f"views of up to {SMALL} px have a stem of their own, unless --torchvision-stem is on"
         raise UserError(f"{name}: trained at --size {before['size']}, it cannot go on at {config.size}: {stems}")
     if config.bank_init == "carry":
         _carry(run, checkpoint, config, f"{name} --bank-init carry")

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
+from torchvision.ops import masks_to_boxes
 
 from plumbing import shapes
 from plumbing.command_line import UserError
@@ -94,18 +95,11 @@ def drawn(task: str, counts: tuple[int, int] = (200, 200)) -> list[Scenes]:
 
     def load(scene):
         image, labels, masks = scene
-        x0, x1 = _extent(masks.any(1))
-        y0, y1 = _extent(masks.any(2))
-        boxes = np.stack([x0, y0, x1, y1], 1)  # (M, 4) tight
+        boxes = masks_to_boxes(torch.from_numpy(masks)) + torch.tensor([0, 0, 1, 1])  # the last pixel is inside
         return image, boxes, labels + 1, np.zeros(len(labels)), masks if task == "segmentation" else None
 
     seeds = range(counts[0]), range(1_000_000, 1_000_000 + counts[1])
     return [Scenes(shapes.CLASSES, [shapes.draw_scene(seed) for seed in split], load) for split in seeds]
-
-
-def _extent(side: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first true place of each row (M, S), and the place after the last."""
-    return side.argmax(1), side.shape[1] - side[:, ::-1].argmax(1)
 
 
 # --------------------------------------------------------------------------------------------- COCO

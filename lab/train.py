@@ -22,7 +22,7 @@ from lab.backbones import ARCHITECTURES, MOBILE, RESNETS, encoder_for
 from lab.crops import VIEWS, Crops, crops
 from lab.large_bank import Streamed, large_bank
 from lab.s3l import start_from
-from plumbing.command_line import UserError, command, next_step, option
+from plumbing.command_line import UserError, command, flag, next_step, option
 from plumbing.devices import pick_device
 from plumbing.files import Dataset, Images
 from plumbing.fingerprints import check_same, fingerprint
@@ -30,7 +30,7 @@ from plumbing.own_files import with_own_files
 from plumbing.runs import Journal, configure, read_checkpoint
 from train import RECIPES, Config, Pretraining, load_dataset
 
-METHODS = ("ours", "simclr", "moco", "mocov2", "byol", "simsiam", "barlow", "dino")
+METHODS = ("ours", "simclr", "moco", "mocov2", "byol", "simsiam", "barlow", "dino", "swav")
 
 OURS_ALONE = (  # settings of the bank and of its losses; the other methods have heads of their own
     "temperature", "bank_momentum", "bank_init", "bank_update", "negatives", "lam", "kl_temperature", "cutmix",
@@ -49,6 +49,7 @@ class LabConfig(Config):
     branch_setting: float = option(0.0, "a two-branch method's own, see lab/baselines.py (0: usual)", at_least=0)
     views: str = option("single", "the crops of an image that a step sees, see lab/crops.py", VIEWS)
     drop_last_stage: bool = option(False, "train a ResNet without its last stage, as S3L does")
+    torchvision_stem: bool = option(False, "a ResNet with torchvision's stem, also for views of up to 64 pixels")
     size_start: int = option(0, "side of the first views; it grows to --size (0: --size)", at_least=0, at_most=1024)
     init_from: str = option("", "start from the encoder of this run or checkpoint")
     bank_dtype: str = option("fp32", "numbers that the bank is kept in", ("fp32", "bf16"))
@@ -77,8 +78,9 @@ class LabConfig(Config):
             raise UserError("--size-start: vit_tiny cuts images of one size in patches, leave it out")
         if self.cutmix and self.views != "single":
             raise UserError(f"--cutmix mixes single views: leave it out or --views {self.views}")
-        if self.drop_last_stage and self.arch not in RESNETS:
-            raise UserError(f"--drop-last-stage is an option of {', '.join(RESNETS)}, not of {self.arch}")
+        for name in ("drop_last_stage", "torchvision_stem"):
+            if getattr(self, name) and self.arch not in RESNETS:
+                raise UserError(f"{flag(name)} is an option of {', '.join(RESNETS)}, not of {self.arch}")
         self._check_method()
 
     def _check_method(self) -> None:

@@ -98,10 +98,17 @@ def lab_has_a_row_per_file(root):
     return [f"lab/README.md has no row for {name}" for name in sorted(files - rows)]
 
 
+def lab_has_a_row_per_study(root):
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", (root / "lab" / "README.md").read_text(), re.M)
+    names = {name for row in rows for name in re.findall(r"\w+", row)}
+    files = {file.stem for file in (root / "lab" / "studies").glob("*.py")} - {"__init__"}
+    return [f"lab/README.md has no row for the study {name}" for name in sorted(files - names)]
+
+
 CHECKS = (
     six_files_on_top, core_is_short, readme_is_short, imports_point_one_way, training_loads_the_core_alone,
     functions_are_short, the_step_is_short, the_rule_stands_above_its_code, names_name_something,
-    lab_has_a_row_per_file,
+    lab_has_a_row_per_file, lab_has_a_row_per_study,
 )  # fmt: skip
 
 
@@ -140,6 +147,7 @@ MUTATIONS = {
     "a banned argument": (names_name_something, "models.py", appended("\ndef f(part):\n    pass\n")),
     "a banned attribute": (names_name_something, "bank.py", appended("\nMemoryBank.found = 1\n")),
     "a lab file without a row": (lab_has_a_row_per_file, "lab/extra.py", appended("")),
+    "a study without a row": (lab_has_a_row_per_study, "lab/studies/extra.py", appended("")),
 }  # fmt: skip
 
 

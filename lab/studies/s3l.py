@@ -37,6 +37,7 @@ from models import Encoder
 from plumbing.devices import pick_device, pick_precision
 from plumbing.files import Dataset
 from plumbing.runs import read_checkpoint
+from train import load_dataset
 
 # side of the full views; images; epochs of pretraining, of the second stage, of fine-tuning, and of
 # the missing stage alone
@@ -73,9 +74,8 @@ class Measure:
     augmentation are not counted.
     """
 
-    def __init__(self, base: LabConfig, scale: str):
-        self.full = points(base, scale)[FULL]
-        *_, self.epochs, self.warmup = SCALES[scale]
+    def __init__(self, full: LabConfig, epochs: int, warmup: int):
+        self.full, self.epochs, self.warmup = full, epochs, warmup  # of fine-tuning, of the missing stage alone
 
     def __call__(self, checkpoint: dict, dataset: Dataset) -> dict:
         config = checkpoint["config"]
@@ -87,6 +87,9 @@ class Measure:
         figures["tflop"] = sum(pretraining_flop(stage["config"]) for stage in stages) / 1e12
         encoder = encoder_of(config)
         untrained = copy.deepcopy(encoder)
+        if config["size"] < self.full.size:  # large images were reduced for the smaller views
+            dataset = load_dataset(LabConfig(**(config | {"size": self.full.size})))
+            dataset = replace(dataset, labelled=dataset.labelled.take(target))
         encoder.load_state_dict(checkpoint["encoder"])
         figures |= self.finetuned(encoder, config, dataset, config["drop_last_stage"])
         if identity(config, 0) == identity(asdict(self.full), 0):
@@ -146,9 +149,20 @@ def draw(runs: list[dict], path) -> None:
     """Fine-tuned accuracy against all costs, the linear probe against the pretraining's."""
     runs, first = with_controls(runs), runs
     figure, axes = plots.plt.subplots(2, 2, figsize=(11, 8), constrained_layout=True, sharey="row")
-    colours = (plots.BLUE, plots.ORANGE, plots.GREEN, "#56b4e9", "#cc79a7", "#e69f00", "black", plots.GREY, "#f0e442")
+    colours = (
+        plots.BLUE,
+        plots.ORANGE,
+        plots.GREEN,
+        "#56b4e9",
+        "#cc79a7",
+        "#e69f00",
+        "black",
+        plots.GREY,
+        "#f0e442",
+        "#8c564b",
+    )
     for i, name in enumerate(dict.fromkeys(run["name"] for run in runs)):
-        style = dict(color=colours[i], marker="os^v<>DXP"[i], markersize=8, capsize=3, linestyle="none", label=name)
+        style = dict(color=colours[i], marker="os^v<>DXPp"[i], markersize=8, capsize=3, linestyle="none", label=name)
         for column, key in enumerate(COSTS):
             for row, (figure_of, costs) in enumerate({"finetune": (key, f"finetune_{key}"), "linear": (key,)}.items()):
                 if figure_of == "linear" and name in (SCRATCH, ANEW):
@@ -190,5 +204,9 @@ def table(runs: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def measure(base: LabConfig, scale: str) -> Measure:
+    return Measure(points(base, scale)[FULL], *SCALES[scale][-2:])
+
+
 if __name__ == "__main__":
-    sys.exit(figure("s3l", __doc__, points, draw, show=table, measure=Measure, needs=("finetune_tflop",)))
+    sys.exit(figure("s3l", __doc__, points, draw, show=table, measure=measure, needs=("finetune_tflop",)))

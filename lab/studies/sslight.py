@@ -1,13 +1,23 @@
-"""View sampling for small networks: single views, multi-crop and SSLight's crops, three methods.
+"""View sampling on small networks: two global crops, multi-crop and SSLight's crops, five methods.
 
     python -m lab.studies.sslight --scale demo            shapes, resnet18 alone, a few minutes
-    python -m lab.studies.sslight --data-dir my_cifar10   three backbones; 1.5 hours on two cores
-    python -m lab.studies.sslight --scale paper           CIFAR-10, ResNet-18, 200 epochs, one GPU
+    python -m lab.studies.sslight --data-dir my_cifar10   about six hours on two cores
+    python -m lab.studies.sslight --scale paper           CIFAR-10, 200 epochs, one GPU
 
-"single" is a method without --views: one view for ours, two for a two-branch method. It runs twice:
-for as many epochs as the others, and for the number of epochs that takes the arithmetic of
-SSLight's crops. Arithmetic is counted, not timed, so the numbers are the same on every machine. All
-runs use the learning rates of single views (figures/field.py).
+All runs have the default recipe's optimiser, and at cpu scale at least 2 000 steps. The samplings
+see an image equally often, so the ones with local crops cost more arithmetic: the table says how
+much. The estimate for cpu, in seconds of one core, is from timed steps (CELLS; ours and DINO, AMD
+EPYC, 2026-11-26). The other methods are counted as one of these two:
+
+    resnet18, 32 images      a step of two crops, multi-crop, SSLight's crops
+      ours, SimCLR, SwAV     0.15, 0.25, 0.32: 1 470 s for 2 046 steps of all three
+      MoCo, DINO             0.22, 0.37, 0.42: 2 070 s
+    mobilenet_v2, 16 images
+      DINO                   0.40, 0.77, 0.77: 3 900 s for 2 000 steps of all three
+
+That is 12 400 s per seed: with three seeds 5.2 hours of two cores. The evaluations are not in it.
+mobilenet_v2 has one method, because its steps are that slow. They were timed with 32 images, and
+halved; multi-crop's was not timed and is taken to be SSLight's.
 """
 
 import sys
@@ -15,8 +25,8 @@ from dataclasses import replace
 from functools import lru_cache
 
 from figures import plots
-from figures.field import BEST, NAMES, at_scale, contestant, lasting
-from figures.sweep import figure, spread
+from figures.field import NAMES, lasting
+from figures.sweep import ROUND_ONE, figure, spread
 from lab.backbones import build_backbone
 from lab.crops import crops
 from lab.evaluate import evaluate
@@ -24,37 +34,40 @@ from lab.measure import forward_flop
 from lab.train import LabConfig
 from plumbing.files import Dataset
 
-METHODS = ("ours", *BEST)
-TEACHER = ("moco",)  # these send the global crops through a second network, without a backward pass
-EPOCHS = {"demo": 2, "cpu": 8, "paper": 200}
-BACKBONES = {  # and their settings at each scale; a width of 0 is the usual one
-    "demo": {"resnet18": {}},
-    # fp32 on every machine: small depthwise convolutions and tokens are slower in bf16
+NAMES = NAMES | {"swav": "SwAV"}
+METHODS = ("ours", "simclr", "moco", "dino", "swav")
+TEACHER = ("moco", "dino")  # these send the global crops through a second network, without a backward pass
+CELLS = {  # the backbones of a scale, their settings and methods
+    "demo": {"resnet18": (dict(width=8, size=16, subset=500, batch_size=64, epochs=2), METHODS)},
     "cpu": {
-        "mobilenet_v2": dict(width=0, size=16, precision="fp32"), "resnet18": {},
-        "vit_tiny": dict(width=24, precision="fp32"),
+        "resnet18": (dict(width=16, size=16, subset=2000, batch_size=32, epochs=33), METHODS),
+        # fp32 on every machine: small depthwise convolutions are slower in bf16
+        "mobilenet_v2": (dict(size=16, subset=2000, batch_size=16, epochs=16, precision="fp32"), ("dino",)),
     },
-    "paper": {"mobilenet_v2": {}, "resnet18": {}, "vit_tiny": {}},
+    "paper": dict.fromkeys(("resnet18", "mobilenet_v2"), (dict(size=32, batch_size=512, epochs=200), METHODS)),
 }  # fmt: skip
-LONGER = "single, SSLight's time"
-SAMPLINGS = {"single": "single", LONGER: "single", "multi-crop": "multicrop", "SSLight": "sslight"}
+SAMPLINGS = {"two crops": "twice", "multi-crop": "multicrop", "SSLight": "sslight"}
 FIGURES = {"linear": "linear probe", "linear_10": "10 % of the labels", "linear_1": "1 % of the labels"}
 
 
 def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
-    base = at_scale(base, scale)
-    if scale == "cpu":
-        base = replace(base, subset=2000, batch_size=64)
+    default = LabConfig(dataset=base.dataset, data_dir=base.data_dir, device=base.device, knn_every=0, window=0)
     rows = {}
-    for arch, options in BACKBONES[scale].items():
-        for method in METHODS:
-            config = replace(contestant(base, method), arch=arch, **options)
-            for words, name in SAMPLINGS.items():
-                sampled, epochs = replace(config, views=name), EPOCHS[scale]
-                if words == LONGER:
-                    epochs = round(epochs * work(replace(config, views="sslight")) / work(sampled))
-                rows[f"{arch}, {NAMES[method]}: {words}"] = lasting(sampled, epochs)
+    for arch, (options, methods) in CELLS[scale].items():
+        config = lasting(replace(default, arch=arch, **options), options["epochs"])
+        for method in methods:
+            own = replace(config, **settings(method, config.batch_size))
+            rows |= {f"{arch}, {NAMES[method]}: {words}": replace(own, views=v) for words, v in SAMPLINGS.items()}
     return rows
+
+
+def settings(method: str, batch: int) -> dict:
+    """What a method trains with: the default recipe's Muon, whose rate goes with the batch's root.
+
+    SwAV has four prototypes per image of a batch, as lightly's CIFAR-10 benchmark has.
+    """
+    rate = round(LabConfig.lr * (batch / LabConfig.batch_size) ** 0.5, 4)
+    return dict(method=method, optimizer="muon", lr=rate, branch_setting=4.0 * batch if method == "swav" else 0.0)
 
 
 def work(config: LabConfig) -> float:
@@ -86,6 +99,10 @@ def kinds(runs: list[dict]) -> dict[str, list[str]]:
     return methods
 
 
+def samplings(runs: list[dict]) -> list[str]:
+    return list(dict.fromkeys(run["name"].rsplit(": ", 1)[1] for run in runs))
+
+
 def draw(runs: list[dict], path) -> None:
     backbones = kinds(runs)
     size = (2.5 + 3.2 * len(backbones), 8.5)
@@ -94,7 +111,7 @@ def draw(runs: list[dict], path) -> None:
     )
     for row, (key, words) in zip(axes, FIGURES.items()):
         for axis, (arch, methods) in zip(row, backbones.items()):
-            for i, (sampling, colour) in enumerate(zip(SAMPLINGS, plots.MARKERS)):
+            for i, (sampling, colour) in enumerate(zip(samplings(runs), plots.MARKERS)):
                 values = [plots.percent(runs, f"{arch}, {method}: {sampling}", key) for method in methods]
                 x = [place + 0.16 * (i - 1.5) for place in range(len(methods))]
                 for place, seeds in zip(x, values):
@@ -116,7 +133,7 @@ def title(runs: list[dict]) -> str:
     """SSLight's crops less the other samplings: the mean, and how often SSLight's are ahead."""
     pairs = [f"{arch}, {method}" for arch, methods in kinds(runs).items() for method in methods]
     lines = []
-    for other in SAMPLINGS:
+    for other in samplings(runs):
         if other != "SSLight":
             gains = [plots.change(runs, f"{pair}: SSLight", f"{pair}: {other}", "linear")[0] for pair in pairs]
             ahead = sum(gain > 0 for gain in gains)
@@ -125,14 +142,17 @@ def title(runs: list[dict]) -> str:
 
 
 def table(runs: list[dict]) -> str:
-    """Markdown: a line per backbone and method, a column per sampling with FIGURES."""
-    lines = [f"| | {' | '.join(SAMPLINGS)} | epochs of {LONGER} |", "|" + "---|" * (len(SAMPLINGS) + 2)]
+    """Markdown: a line per backbone and method, a column per sampling, and the costs."""
+    columns = samplings(runs)
+    lines = [f"| | {' | '.join(columns)} | arithmetic |", "|" + "---|" * (len(columns) + 2)]
+    configs = {run["name"]: LabConfig(**(ROUND_ONE | run["config"])) for run in runs}
     for arch, methods in kinds(runs).items():
         for method in methods:
-            names = {sampling: f"{arch}, {method}: {sampling}" for sampling in SAMPLINGS}
-            cells = [" / ".join(spread(runs, name, key) for key in FIGURES) for name in names.values()]
-            epochs = next(run["config"]["epochs"] for run in runs if run["name"] == names[LONGER])
-            lines.append(f"| {arch}, {method} | {' | '.join(cells)} | {epochs} |")
+            names = [f"{arch}, {method}: {sampling}" for sampling in columns]
+            cells = [" / ".join(spread(runs, name, key) for key in FIGURES) for name in names]
+            costs = [configs[name].epochs * work(configs[name]) for name in names]
+            ratios = " / ".join(f"{cost / costs[0]:.1f}" for cost in costs)
+            lines.append(f"| {arch}, {method} | {' | '.join(cells)} | {ratios} |")
     return "\n".join(lines)
 
 

@@ -60,9 +60,11 @@ def test_a_method_takes_a_step_in_bf16(name, lab_config):
     assert torch.isfinite(loss)
 
 
-@pytest.mark.parametrize("name", ["byol", "moco"])  # a teacher, and a queue
-def test_a_method_that_was_stopped_goes_on_to_the_same_end(name, lab_config, tmp_path, monkeypatch):
-    whole = train(lab_config(method=name, out=str(tmp_path / "whole")))
+@pytest.mark.parametrize(  # a teacher, a queue, a centre, prototypes
+    "name, views", [("byol", "single"), ("moco", "single"), ("dino", "sslight"), ("swav", "sslight")]
+)
+def test_a_method_that_was_stopped_goes_on_to_the_same_end(name, views, lab_config, tmp_path, monkeypatch):
+    whole = train(lab_config(method=name, views=views, out=str(tmp_path / "whole")))
     step = baselines.TwoBranches.step
 
     def stopping(self, *args):
@@ -75,8 +77,8 @@ def test_a_method_that_was_stopped_goes_on_to_the_same_end(name, lab_config, tmp
         patch.setattr(baselines.TwoBranches, "count", 0, raising=False)
         patch.setattr(baselines.TwoBranches, "step", stopping)
         with pytest.raises(Interrupted):
-            train(lab_config(method=name))
-    resumed = train(lab_config(method=name), read_checkpoint(lab_config().out))
+            train(lab_config(method=name, views=views))
+    resumed = train(lab_config(method=name, views=views), read_checkpoint(lab_config().out))
     assert resumed["loss"] == whole["loss"]
     one, other = (read_checkpoint(run["out"])["model"] for run in (whole, resumed))
     assert all(torch.equal(one[key], other[key]) for key in one)

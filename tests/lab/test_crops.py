@@ -15,10 +15,11 @@ from lab import crops as views
 from lab.backbones import build_backbone
 from lab.crops import VIEWS
 from lab.large_bank import Streamed
-from lab.studies import sslight, sslight_lr
+from lab.studies import sslight, sslight_lr, sslight_short
 from lab.train import LabConfig, build, train
 from loss import nce, sqrt_kl
 from models import Encoder
+from plumbing import shapes
 from plumbing.command_line import UserError
 from plumbing.image_ops import solarize
 from plumbing.runs import read_checkpoint
@@ -26,6 +27,7 @@ from train import Pretraining, load_dataset
 
 CPU = torch.device("cpu")
 MANY = [name for name in VIEWS if name != "single"]
+PAIRED = ("simclr", "moco", "dino", "swav")
 
 
 def pixels(batch=16, side=16):
@@ -194,7 +196,9 @@ def test_streamed_views_are_the_plain_ones_but_for_rounding(lab_config, options)
 
 
 @pytest.mark.parametrize("name", MANY)
-@pytest.mark.parametrize("options", [{}, {"method": "simclr"}, {"method": "moco"}, {"arch": "vit_tiny", "width": 24}])
+@pytest.mark.parametrize(
+    "options", [{"method": name} for name in ("ours", *PAIRED)] + [{"arch": "vit_tiny", "width": 24}], ids=str
+)
 def test_every_view_sampling_runs_to_the_end(lab_config, name, options):
     result = train(lab_config(epochs=1, views=name, **options))
     assert result["epoch"] == 1 and 0 <= result["knn"] <= 1
@@ -210,7 +214,7 @@ def test_views_learn(lab_config):
     "options, message",
     [
         ({"cutmix": 0.5}, "--cutmix mixes single views: leave it out or --views sslight"),
-        ({"method": "dino"}, "--views sslight: not with --method dino, but with ours, simclr, moco"),
+        ({"method": "byol"}, "--views sslight: not with --method byol, but with ours, simclr, moco, dino, swav"),
         ({"method": "mocov2"}, "--views sslight: not with --method mocov2"),
         ({"shard_bank": True, "negatives": 20}, "--shard-bank reads all rows where they lie: --negatives 0"),
     ],
@@ -231,27 +235,102 @@ def method(name):
     return baselines.METHODS[name](network, 32).eval()
 
 
-@pytest.mark.parametrize("name", ["simclr", "moco"])
-def test_a_two_branch_loss_is_the_weighted_mean_over_pairs(name):
-    """Against the loss of two views, pair by pair; for MoCo each time with the queue as it was."""
-    model, drawn = method(name), [torch.randn(8, 3, 4, 4) for _ in range(5)]
-    weights = {(i, j): 1.0 + i + 2 * j for i in range(5) for j in range(2) if i != j}
-    queue = model.criterion.criterion.memory_bank
-    before = queue.bank.clone()
-    total = 0
-    for (i, j), weight in weights.items():
-        queue.bank.copy_(before), queue.bank_ptr.zero_()
-        total += weight * (model.one_way(drawn[i], drawn[j]) if name == "moco" else model(drawn[i], drawn[j]))
-    queue.bank.copy_(before), queue.bank_ptr.zero_()
-    torch.testing.assert_close(model.of_pairs(drawn, weights), total)
+def cross_entropy(share, logits):
+    """Of shares (B, K) and logits (B, K), the mean over the batch."""
+    return -(share * (logits - logits.logsumexp(1, keepdim=True))).sum(1).mean()
+
+
+def simclr_loss(model, view, other):
+    z = F.normalize(torch.cat([model.online(view), model.online(other)]), dim=1)
+    logits = (z @ z.T / 0.5).masked_fill(torch.eye(len(z), dtype=torch.bool), -1e9)
+    return cross_entropy(torch.eye(len(z)).roll(len(view), 0), logits)
+
+
+def moco_loss(model, view, other):
+    z, key = F.normalize(model.online(view), dim=1), F.normalize(model.target(other), dim=1)
+    logits = torch.cat([(z * key).sum(1, keepdim=True), z @ model.criterion.criterion.memory_bank.bank.T], 1)
+    return cross_entropy(F.one_hot(torch.zeros(len(z), dtype=torch.long), logits.shape[1]), logits / 0.1)
+
+
+def dino_loss(model, view, other):
+    teacher = torch.softmax((model.target(other) - model.criterion.criterion.center.squeeze()) / 0.04, 1)
+    return cross_entropy(teacher, model.online(view) / 0.1)
+
+
+def swav_loss(model, view, other):
+    def scores(x):
+        (prototypes,) = model.prototypes.heads
+        return F.normalize(model.head(model.backbone(x)), dim=1) @ prototypes.weight.T + prototypes.bias
+
+    share = torch.exp(scores(other).detach() / 0.05)  # (B, K)
+    for _ in range(3):  # prototypes have equal shares of the batch, then each view a share of 1
+        share = share / share.sum(0)
+        share = share / share.sum(1, keepdim=True)
+    return cross_entropy(share, scores(view) / 0.1)
+
+
+WEIGHTS = {name: views.pairs(LabConfig(views=name)) for name in MANY}
+WEIGHTS["uneven"] = {(i, j): 1.0 + i + 2 * j for i in range(5) for j in range(2) if i != j}
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("name", PAIRED)
+def test_a_two_branch_loss_is_the_weighted_sum_over_pairs(name, weights):
+    """Against a loss written out in this file, pair by pair, with queue and centre as they were."""
+    model, weights = method(name), WEIGHTS[weights]
+    drawn = [torch.randn(8, 3, 4, 4) for _ in range(1 + max(i for i, _ in weights))]
+    if name == "dino":
+        model.criterion.criterion.center.normal_()
     if name == "moco":
-        expected = F.normalize(model.target(torch.cat(drawn[:2])), dim=1)
-        torch.testing.assert_close(queue.bank[:16], expected)
-        assert torch.equal(queue.bank[16:], before[16:]), "every global crop enters the queue once, local ones never"
+        model.criterion.criterion.memory_bank(torch.zeros(1, 128))  # which makes the queue
+    loss = globals()[f"{name}_loss"]
+    expected = sum(weight * loss(model, drawn[i], drawn[j]) for (i, j), weight in weights.items())
+    expected.backward()
+    gradients = [p.grad.clone() for p in model.backbone.parameters()]
+    model.zero_grad()
+    total = model.of_pairs(drawn, weights)
+    torch.testing.assert_close(total, expected)
+    total.backward()
+    for p, gradient in zip(model.backbone.parameters(), gradients):
+        torch.testing.assert_close(p.grad, gradient, rtol=1e-3, atol=1e-6)
 
 
-def test_local_crops_go_through_the_student_only(lab_config):
-    run, seen = build(lab_config(views="multicrop", method="moco"), 96, CPU), []
+def test_pairs_that_count_alike_have_lightly_s_own_multi_crop_loss():
+    drawn, weights = [torch.randn(8, 3, 4, 4) for _ in range(8)], WEIGHTS["multicrop"]
+    model = method("dino")
+    student, teacher = [model.online(x) for x in drawn], [model.target(x) for x in drawn[:2]]
+    of_pairs = model.of_pairs(drawn, weights)
+    moved = model.criterion.criterion.center.clone()
+    model.criterion.criterion.center.zero_()
+    torch.testing.assert_close(of_pairs, model.criterion(teacher, student))
+    torch.testing.assert_close(moved, model.criterion.criterion.center)
+    model = method("swav")
+    scores = [model.online(x) for x in drawn]
+    torch.testing.assert_close(model.of_pairs(drawn, weights), model.criterion(scores[:2], scores[2:])[0])
+
+
+@pytest.mark.parametrize("name", ["simclr", "dino", "swav"])  # MoCo's second way finds the first one's queue
+def test_two_views_have_the_loss_of_their_pairs(name):
+    model, drawn = method(name), [torch.randn(8, 3, 4, 4) for _ in range(2)]
+    of_pairs = model.of_pairs(drawn, WEIGHTS["twice"])
+    if name == "dino":
+        model.criterion.criterion.center.zero_()
+    torch.testing.assert_close(of_pairs, model(*drawn))
+
+
+def test_every_global_crop_enters_the_queue_once_and_local_ones_never():
+    model, drawn = method("moco"), [torch.randn(8, 3, 4, 4) for _ in range(5)]
+    queue = model.criterion.criterion.memory_bank
+    queue(torch.zeros(1, 128))
+    before = queue.bank.clone()
+    model.of_pairs(drawn, WEIGHTS["uneven"])
+    torch.testing.assert_close(queue.bank[:16], F.normalize(model.target(torch.cat(drawn[:2])), dim=1))
+    assert torch.equal(queue.bank[16:], before[16:])
+
+
+@pytest.mark.parametrize("name", ["moco", "dino"])
+def test_local_crops_go_through_the_student_only(lab_config, name):
+    run, seen = build(lab_config(views="multicrop", method=name), 96, CPU), []
     run.model.teacher.register_forward_pre_hook(lambda _, x: seen.append(("teacher", *x[0].shape)))
     run.model.backbone.register_forward_pre_hook(lambda _, x: seen.append(("student", *x[0].shape)))
     before = [p.clone() for p in run.encoder.backbone.parameters()]
@@ -259,6 +338,16 @@ def test_local_crops_go_through_the_student_only(lab_config):
     assert torch.isfinite(loss)
     assert seen == [("student", 32, 3, 16, 16), ("student", 96, 3, 6, 6), ("teacher", 32, 3, 16, 16)]
     assert not all(torch.equal(a, b) for a, b in zip(before, run.encoder.backbone.parameters()))
+
+
+@pytest.mark.parametrize("name", ["dino", "swav"])
+def test_a_loss_over_pairs_falls_on_shapes(lab_config, name):
+    config = lab_config(method=name, views="sslight", optimizer="muon", lr=0.05, weight_decay=0.0)
+    run = build(config, 96, CPU)
+    images, losses = torch.from_numpy(shapes.draw(96, 0, size=16)[0]), []
+    for step in range(40):
+        losses.append(run.step(images[step % 3 * 32 :][:32], torch.arange(32), 0.05).item())
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
 
 
 # ---------------------------------------------------------------------------------------- vit_tiny
@@ -291,22 +380,36 @@ def test_the_position_embeddings_learn_from_local_crops():
 # -------------------------------------------------------------------------------------- the figure
 
 
+@pytest.mark.parametrize("script", [sslight, sslight_short], ids=lambda script: script.__name__)
 @pytest.mark.parametrize("scale", sweeper.SCALES)
-def test_every_point_of_the_figure_can_be_run_and_the_longer_one_takes_as_much_arithmetic(scale):
-    points = sslight.points(base(scale), scale)
+def test_every_point_of_the_figures_can_be_run(script, scale):
+    points = script.points(base(scale), scale)
     for config in points.values():
         config.check()
     distinct = {sweeper.identity(asdict(config), 0) for config in points.values()}
-    assert len(distinct) == len(points) == 12 * len(sslight.BACKBONES[scale])
+    cells = 12 * len(sslight_short.BACKBONES[scale]) if script is sslight_short else len(points)
+    assert len(distinct) == len(points) == cells
+
+
+def test_the_figure_has_five_methods_three_samplings_and_two_thousand_steps():
+    points = sslight.points(base("cpu"))
+    assert len(points) == 3 * (5 + 1) and {config.method for config in points.values()} == set(sslight.METHODS)
+    for config in points.values():
+        assert config.epochs * (config.subset // config.batch_size) >= 2000 and config.optimizer == "muon"
+        assert config.lr == pytest.approx(LabConfig.lr * (config.batch_size / LabConfig.batch_size) ** 0.5, abs=1e-4)
+
+
+def test_the_longer_single_views_of_the_short_study_take_as_much_arithmetic():
+    points = sslight_short.points(base("cpu"))
     for name, config in points.items():
         if name.endswith(": SSLight"):
-            single = points[name.replace("SSLight", sslight.LONGER)]
+            single = points[name.replace("SSLight", sslight_short.LONGER)]
             assert single.views == "single" and single.epochs > config.epochs
             assert abs(single.epochs * sslight.work(single) / sslight.work(config) - config.epochs) < 0.5
 
 
 def test_the_search_of_learning_rates_changes_nothing_else_and_uses_held_out_images():
-    points, of_figure = sslight_lr.points(base("cpu")), sslight.points(base("cpu"))
+    points, of_figure = sslight_lr.points(base("cpu")), sslight_short.points(base("cpu"))
     assert len(points) == 3 * 5 and all(config.holdout == 4000 for config in points.values())
     for name, config in points.items():
         method, sampling, lr = name.rsplit(", ", 2)
@@ -322,25 +425,30 @@ def test_the_arithmetic_of_a_step_counts_every_pass():
     assert sslight.work(replace(one, views="sslight")) == 3 * (2 * whole + 6 * local)
     assert sslight.work(replace(one, method="simclr")) == 6 * whole
     assert sslight.work(replace(one, method="moco", views="sslight")) == 8 * whole + 18 * local
+    assert sslight.work(replace(one, method="dino", views="twice")) == 8 * whole
     assert sslight.multiply_adds("resnet18", 32, 64, 32) == pytest.approx(555.4e6, rel=1e-3)
     layer = 12 * 192**2 * 65 + 2 * 65**2 * 192  # of vit_tiny, for 65 tokens
     assert sslight.multiply_adds("vit_tiny", 32, 0, 32) == pytest.approx(12 * layer + 64 * 192 * 48, rel=0.01)
 
 
-def test_view_sampling_is_drawn_and_tabulated(tmp_path):
-    better = ["resnet18, ours: SSLight", "vit_tiny, ours: multi-crop"]
-    runs = invented(sslight, better=better)
+@pytest.mark.parametrize("script", [sslight, sslight_short], ids=lambda script: script.__name__)
+def test_view_sampling_is_drawn_and_tabulated(script, tmp_path):
+    better = ["resnet18, ours: SSLight", "resnet18, SimCLR: multi-crop"]
+    runs = invented(script, better=better)
     for run in runs:
         run["final"] |= {"linear_1": 0.2, "linear_10": 0.3}
     sslight.draw(runs, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
-    assert "less single +1.1 (ahead in 1 of 9)\n" in sslight.title(runs)
-    assert "multi-crop +0.0 (ahead in 1 of 9)" in sslight.title(runs)
+    first, pairs = list(script.SAMPLINGS)[0], len(runs) // 3 // len(script.SAMPLINGS)
+    assert f"less {first} +{10 / pairs:.1f} (ahead in 1 of {pairs})\n" in sslight.title(runs)
+    assert f"multi-crop +0.0 (ahead in 1 of {pairs})" in sslight.title(runs)
     lines = sslight.table(runs).splitlines()
-    assert len(lines) == 2 + 9, "three backbones times three methods"
-    line = next(line for line in lines if line.startswith("| vit_tiny, ours | "))
-    assert line.split(" | ")[3] == "56.0 ± 1.0 / 30.0 ± 0.0 / 20.0 ± 0.0", "linear, 10 % and 1 % of the labels"
-    assert int(line.split(" | ")[5].strip(" |")) > sslight.EPOCHS["cpu"]
+    assert len(lines) == 2 + pairs
+    line = next(line for line in lines if line.startswith("| resnet18, SimCLR | "))
+    column = 1 + list(script.SAMPLINGS).index("multi-crop")
+    assert line.split(" | ")[column] == "56.0 ± 1.0 / 30.0 ± 0.0 / 20.0 ± 0.0", "linear, 10 % and 1 % of the labels"
+    costs = [float(word) for word in line.split(" | ")[-1].strip(" |").split(" / ")]
+    assert costs[0] == 1 and all(cost > 1.5 for cost in costs[1:])
 
 
 def test_a_run_of_the_figure_has_what_it_needs(lab_config, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import asdict
 
 import numpy as np
@@ -14,7 +15,7 @@ from figures import sweep
 from lab import detection as program
 from lab import scenes
 from lab.backbones import encoder_of as any_encoder_of
-from lab.detection import THRESHOLDS, average_precision, build, judge, score
+from lab.detection import build, coco_metric, score
 from lab.studies import detection as study
 from lab.train import LabConfig
 from models import build_resnet, encoder_of
@@ -26,6 +27,16 @@ from train import load_dataset
 from train import train as pretrain
 
 CONFIG = asdict(LabConfig(arch="resnet10", size=24, width=8, dim=8, layers=1, hidden=8))
+
+
+def has_coco():
+    try:
+        return bool(coco_metric("segmentation"))
+    except UserError:
+        return False
+
+
+needs_coco = pytest.mark.skipif(not has_coco(), reason="needs requirements-bench.txt")
 
 
 def checkpoint_of(config, place):
@@ -177,13 +188,19 @@ def boxes(*rows, labels=None, scores=None, crowd=None):
 A, B = (0, 0, 10, 10), (20, 20, 30, 30)
 
 
+def ap(detected, target, task="detection"):
+    return score([(detected, target)], coco_metric(task))
+
+
 def ap50(detected, target):
-    return score([(detected, target)], 2)["box_ap50"]
+    return ap(detected, target)["box_ap50"]
 
 
+@needs_coco
 def test_average_precision_of_cases_done_by_hand():
     assert ap50(boxes(A, B), boxes(A, B)) == pytest.approx(1)
     assert ap50(boxes(), boxes(A, B)) == 0 and ap50(boxes((50, 50, 60, 60)), boxes(A)) == 0
+    assert ap50(boxes(), boxes()) == 0 and ap50(boxes(A), boxes()) == 0
     assert ap50(boxes(A), boxes(A, B)) == pytest.approx(51 / 101), "half of them found: recalls 0, .01 … .5"
     assert ap50(boxes(A, labels=[2]), boxes(A)) == 0, "the right place, the wrong class"
     twice = boxes(A, A, B, scores=[0.9, 0.8, 0.7])
@@ -193,35 +210,54 @@ def test_average_precision_of_cases_done_by_hand():
     assert ap50(boxes(A, labels=[2]), boxes(A, B, labels=[2, 1])) == pytest.approx(0.5), "the mean over two classes"
 
 
+@needs_coco
 def test_average_precision_is_the_mean_over_overlaps_from_50_to_95():
-    figures = score([(boxes((0, 0, 10, 7.2)), boxes(A))], 1)  # IoU .72: right at .5, .55, .6, .65 and .7
+    figures = ap(boxes((0, 0, 10, 7.2)), boxes(A))  # IoU .72: right at .5, .55, .6, .65 and .7
     assert figures == {"box_ap50": pytest.approx(1), "box_ap": pytest.approx(0.5)}
-    assert THRESHOLDS.tolist() == pytest.approx([0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95])
+    assert ap(boxes((0, 0, 10, 6)), boxes(A))["box_ap"] == pytest.approx(0.3), "exactly .6 is enough for .6"
 
 
+@needs_coco
 def test_the_surest_detection_takes_the_object_and_a_crowd_is_not_counted():
     detected = boxes((0, 0, 10, 9), A, scores=[0.6, 0.9])
-    assert judge(detected, boxes(A), "boxes")[0].tolist() == [0, 1]
+    assert ap(detected, boxes(A))["box_ap"] == pytest.approx(1), "the other one is false, and comes later"
     crowd = boxes(A, B, crowd=[False, True])
-    assert judge(boxes(B, A, (50, 50, 60, 60)), crowd, "boxes")[0].tolist() == [-1, 1, 0]
     assert ap50(boxes(B, A, scores=[0.9, 0.8]), crowd) == pytest.approx(1)
+    assert ap50(boxes(B, A, scores=[0.9, 0.8]), boxes(A)) == pytest.approx(0.5)
+    assert ap50(boxes((20, 20, 25, 25), A, scores=[0.9, 0.8]), crowd) == pytest.approx(1), "one of the crowd"
 
 
+@needs_coco
 def test_images_are_ranked_together_and_masks_are_judged_by_their_pixels():
-    verdict = torch.tensor([[1, 0, 1]])
-    assert average_precision(torch.tensor([0.5, 0.9, 0.1]), verdict, 2).item() == pytest.approx(
-        (51 * 2 / 3 + 50 * 2 / 3) / 101
-    ), "false, right, right: precision 1/2 and 2/3, and the best beyond counts"
+    images = [(boxes(A, scores=[0.5]), boxes(A)), (boxes(B, A, scores=[0.9, 0.1]), boxes(A))]
+    assert score(images, coco_metric("detection"))["box_ap50"] == pytest.approx((51 * 2 / 3 + 50 * 2 / 3) / 101), (
+        "false, right, right: precision 1/2 and 2/3, and the best beyond counts"
+    )
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[0, :4] = True
     detected, target = boxes(A) | {"masks": mask}, boxes(A) | {"masks": mask.roll(2, 1).byte()}  # overlap 2 / 6
-    assert score([(detected, target)], 1)["mask_ap50"] == 0
-    assert score([(detected, target | {"masks": mask.byte()})], 1)["mask_ap"] == pytest.approx(1)
+    figures = ap(detected, target, "segmentation")
+    assert figures["mask_ap50"] == 0 and figures["box_ap50"] == pytest.approx(1)
+    assert ap(detected, target | {"masks": mask.byte()}, "segmentation")["mask_ap"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("missing", ["torchmetrics.detection", "pycocotools"])
+def test_without_its_packages_a_detector_is_not_trained(run, missing, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, missing, None)
+    if missing == "pycocotools":
+        metrics = pytest.importorskip("torchmetrics.detection.mean_ap")
+        monkeypatch.setattr(metrics, "_PYCOCOTOOLS_AVAILABLE", False)
+    monkeypatch.setattr(program, "finetune", lambda *given: pytest.fail("it trains"))
+    assert program.main([run]) == 2
+    said = capsys.readouterr().err
+    assert "needs torchmetrics and pycocotools: pip install -r requirements-bench.txt" in said
+    assert said.count("\n") == 1
 
 
 # -------------------------------------------------------------------------------------- fine-tuning
 
 
+@needs_coco
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
 def test_both_detectors_are_fine_tuned_from_the_same_heads_and_their_own_backbones(run, task, monkeypatch):
     starts, finetune = [], program.finetune
@@ -270,6 +306,7 @@ def test_a_flip_moves_the_boxes_and_masks_with_the_image(monkeypatch):
     assert len(seen) == 16 and 0 < flipped < 16
 
 
+@needs_coco
 def test_a_detector_learns_to_find_its_own_training_images(tmp_path):
     train, _ = scenes.drawn("detection", (2, 1))
     checkpoint = {"config": CONFIG, "encoder": encoder_of(CONFIG).state_dict()}
@@ -288,6 +325,7 @@ def test_any_resnet_of_any_width_and_either_stem_carries_a_detector(arch, size, 
     assert shapes_of[0] == ((32, 32) if size <= 64 else (16, 16))
 
 
+@needs_coco
 def test_the_command_prints_a_table_and_writes_fractions(run, coco, tmp_path, capsys):
     file = tmp_path / "x.json"
     line = [run, "--dataset", "coco", "--data-dir", str(coco), "--task", "segmentation"]
@@ -315,7 +353,10 @@ def test_the_command_prints_a_table_and_writes_fractions(run, coco, tmp_path, ca
         (["RUN", "--dataset", "coco", "--data-dir", "no"], "--data-dir no: no annotations/instances_train*.json"),
         (["RUN", "--dataset", "voc", "--data-dir", "no"], "--data-dir no: no Annotations/*.xml"),
         (["RUN", "--task", "keypoints"], "--task: invalid choice: 'keypoints'"),
-        (["RUN", "--lr", "1e30", "--subset", "16", "--epochs", "3"], "--lr 1e+30: the detector's loss is no longer"),
+        pytest.param(
+            ["RUN", "--lr", "1e30", "--subset", "16", "--epochs", "3"],
+            "--lr 1e+30: the detector's loss is no longer", marks=needs_coco,
+        ),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(run, line, message, capsys, monkeypatch):
@@ -399,6 +440,7 @@ def test_confident_detections_survive_being_written_down():
         assert (scenes.mask_of(row["segmentation"], 6, 5) == mask.numpy()).all()
 
 
+@needs_coco
 def test_the_study_is_measured_drawn_and_tabled(tiny, tmp_path, monkeypatch):
     drawn = scenes.drawn
     monkeypatch.setattr(scenes, "drawn", lambda task, counts: drawn(task, (counts[0], min(counts[1], 8))))

@@ -11,7 +11,7 @@ import eval_linear
 from data import Augment
 from lab import evaluate as program
 from lab.backbones import encoder_of
-from lab.evaluate import draw_labels, evaluate, few_labels, mixup, train_head
+from lab.evaluate import draw_labels, evaluate, few_labels, train_head
 from lab.s3l import restore_last_stage
 from lab.train import LabConfig, train
 from models import Encoder
@@ -167,25 +167,15 @@ def test_warm_up_moves_the_new_stage_alone_and_fine_tuning_then_moves_everything
     assert moved[1] == set(start)
 
 
-def test_mixup_s_loss_is_the_mixture_of_two_cross_entropies():
-    views, labels, logits = torch.randn(6, 3, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2]), torch.randn(6, 3)
-    torch.manual_seed(3)
-    mixed, target = mixup(views, labels, 3, alpha=1.0)
-    torch.manual_seed(3)
-    share, partner = torch.distributions.Beta(1.0, 1.0).sample(), torch.randperm(6)
-    assert 0.05 < share < 0.95 and (labels != labels[partner]).any()
-    torch.testing.assert_close(mixed, share * views + (1 - share) * views[partner])
-    both = share * F.cross_entropy(logits, labels) + (1 - share) * F.cross_entropy(logits, labels[partner])
-    torch.testing.assert_close(F.cross_entropy(logits, target), both)
-
-
-def test_fine_tuning_with_mixup_learns_and_without_it_mixes_nothing(monkeypatch):
-    dataset, encoder, calls = brightness(), Encoder("resnet10", 16, 8, 16, 2, 16), []
-    monkeypatch.setattr(program, "mixup", lambda *given: (calls.append(given[3]), mixup(*given))[1])
-    train_head(encoder, dataset, 16, CPU, epochs=1, finetune=True)
-    assert not calls
-    accuracy = train_head(encoder, dataset, 16, CPU, epochs=20, finetune=True, alpha=1.0)
-    assert calls == [1.0] * 20 and accuracy > 0.9
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_fine_tuning_with_mixup_learns_from_mixtures_and_without_it_mixes_nothing(alpha, monkeypatch):
+    targets, cross_entropy = [], F.cross_entropy
+    monkeypatch.setattr(F, "cross_entropy", lambda x, y: (targets.append(y), cross_entropy(x, y))[1])
+    encoder = Encoder("resnet10", 16, 8, 16, 2, 16)
+    assert train_head(encoder, brightness(), 16, CPU, epochs=20, finetune=True, alpha=alpha) > 0.9
+    mixed = [target for target in targets if target.ndim == 2 and (target > 0).all(1).any()]
+    assert len(targets) == 20 and len(mixed) == (20 if alpha else 0)
+    assert all(torch.allclose(target.sum(1), torch.ones(64)) for target in mixed)
 
 
 # ----------------------------------------------------------------------------------------- refusals

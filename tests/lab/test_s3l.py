@@ -5,16 +5,18 @@ import json
 import shutil
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 from invented import base
 from PIL import Image
 
+import eval_linear
 from figures import plots
 from figures import sweep as sweeper
 from lab.backbones import build_backbone, encoder_of
 from lab.s3l import restore_last_stage, start_from
-from lab.studies import s3l
+from lab.studies import s3l, s3l_photos
 from lab.train import LabConfig, build, train
 from models import Encoder
 from plumbing.command_line import UserError
@@ -136,6 +138,7 @@ def test_a_vision_transformer_knows_one_size(lab_config):
         ({"bank_init": "carry"}, "--bank-init carry takes the bank of the run that --init-from names"),
         ({"bank_init": "carry", "init_from": "x", "method": "simclr"}, "with --method ours"),
         ({"drop_last_stage": True, "arch": "mobilenet_v2", "width": 0}, "--drop-last-stage is an option of resnet10"),
+        ({"torchvision_stem": True, "arch": "vit_tiny", "width": 0}, "--torchvision-stem is an option of resnet10"),
     ],
 )
 def test_options_that_make_no_sense_together_are_named(options, message, lab_config):
@@ -186,11 +189,41 @@ def test_every_arm_can_be_run_at_every_scale_and_differs_from_the_others(scale):
     assert replace(carried, bank_init="forward") == anew and anew.size == full.size and anew.epochs < full.epochs
 
 
+@pytest.mark.parametrize("scale", sweeper.SCALES)
+def test_photographs_have_arms_of_three_sides_and_one_stem(scale):
+    arms, (first, middle, last) = s3l_photos.points(base(scale), scale), s3l_photos.SCALES[scale][0]
+    for config in arms.values():
+        config.check()
+        assert config.torchvision_stem and config.size in (first, middle, last)
+    assert len({sweeper.identity(asdict(config), 0) for config in arms.values()}) == len(arms) == 8
+    full, _, small, carried, anew, *_ = arms.values()
+    assert (full.size, small.size) == (last, first) and replace(carried, bank_init="forward") == anew
+    assert replace(anew, init_from="", **json.loads(anew.init_from)) == small
+    costs = [s3l.pretraining_flop(asdict(config)) for config in list(arms.values())[:3]]
+    assert costs == sorted(costs, reverse=True), "a smaller side costs less"
+    if scale == "cpu":
+        assert (first, middle, last) == (64, 96, 160) and {config.subset for config in arms.values()} == {3000, 1500}
+
+
+def test_torchvision_s_stem_is_for_small_views_too_and_goes_on_at_any_side(lab_config, tmp_path):
+    options = {"torchvision_stem": True, "epochs": 1}
+    small = train(lab_config(out=str(tmp_path / "small"), **options))
+    assert read_checkpoint(small["out"])["encoder"]["backbone.conv1.weight"].shape[-1] == 7
+    wide = lab_config(size=80, init_from=small["out"], bank_init="carry", out=str(tmp_path / "wide"))
+    run = build(wide, 96, CPU)
+    start_from(run, read_checkpoint(small["out"], LabConfig), wide)
+    for name, weight in read_checkpoint(small["out"])["encoder"].items():
+        assert torch.equal(run.encoder.state_dict()[name], weight), name
+    with pytest.raises(UserError, match="cannot go on at 16: .* unless --torchvision-stem is on"):
+        start_from(build(lab_config(init_from="x"), 96, CPU), read_checkpoint(small["out"]), lab_config(init_from="x"))
+    assert eval_linear.main([small["out"], "--device", "cpu"]) == 2, "the core's networks have the small stem"
+
+
 def test_the_two_stages_of_a_point_are_run_one_after_the_other_and_measured_together(lab_config, tmp_path, monkeypatch):
     monkeypatch.setitem(s3l.SCALES, "demo", (16, 64, 2, 1, 1, 1))
     base = lab_config(warmup=0.0)
     arms = s3l.points(base, "demo")
-    names, measure = ("small -> full, bank carried", "all three", s3l.FULL), s3l.Measure(base, "demo")
+    names, measure = ("small -> full, bank carried", "all three", s3l.FULL), s3l.measure(base, "demo")
     runs = {}
     for name in names:
         config = replace(arms[name], width=8, dim=16, hidden=16, batch_size=16)
@@ -208,6 +241,20 @@ def test_the_two_stages_of_a_point_are_run_one_after_the_other_and_measured_toge
     assert {"from scratch: finetune", "full, last stage anew: finetune", "linear", "knn"} <= full["final"].keys()
     assert full["final"]["full, last stage anew: finetune_tflop"] == three["final"]["finetune_tflop"]
     assert not any("scratch" in key or "anew" in key for key in two["final"])
+
+
+def test_a_run_of_small_views_is_fine_tuned_on_images_that_were_not_reduced(tmp_path, lab_config, monkeypatch):
+    for split, count in (("train", 16), ("test", 4)):
+        for i in range(count):
+            folder = tmp_path / "photos" / split / str(i % 2)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((160, 160, 3), 10 * i, np.uint8)).save(folder / f"{i}.png")
+    full = lab_config(data_dir=str(tmp_path / "photos"), size=160, subset=16, torchvision_stem=True)
+    small, sides = replace(full, size=64), []
+    monkeypatch.setattr(s3l, "train_head", lambda _, dataset, *given, **named: sides.append(dataset.test.side) or 0.5)
+    checkpoint = {"config": asdict(small), "encoder": encoder_of(asdict(small)).state_dict()}
+    s3l.Measure(full, 1, 1)(checkpoint | {"history": [{"seconds": 1.0}]}, load_dataset(small))
+    assert load_dataset(small).test.side == 73 and sides == [160]
 
 
 def test_arithmetic_is_counted():
