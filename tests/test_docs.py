@@ -1,4 +1,4 @@
-"""EXERCISES.md and the derivations name checks and commands: each of them exists."""
+"""The docs name checks, commands and flags: each of them exists."""
 
 import importlib
 import json
@@ -17,7 +17,9 @@ from train import RECIPES, Config
 
 ROOT = Path(__file__).parent.parent
 EXERCISES, DERIVATIONS = (ROOT / name for name in ("EXERCISES.md", "docs/derivations.md"))
+READING, USAGE = ((ROOT / "docs" / name).read_text() for name in ("reading.md", "usage.md"))
 COMMANDS = re.findall(r"^\.venv/bin/python (.+)$", EXERCISES.read_text(), re.M)
+TRIES = re.findall(r"^python (.+)$", READING, re.M)
 
 
 def checks_of(file: str) -> set[str]:
@@ -61,7 +63,7 @@ def test_the_demo_stands_far_above_both_controls():
             assert row["trained"][key] > 15 + max(row["untrained"][key], row["raw"][key])
 
 
-@pytest.mark.parametrize("line", sorted(set(COMMANDS)))
+@pytest.mark.parametrize("line", sorted({*COMMANDS, *TRIES}))
 def test_every_command_can_be_typed(line, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # no run lies in it
     script, *flags = shlex.split(line)
@@ -83,3 +85,11 @@ def test_every_command_can_be_typed(line, monkeypatch, tmp_path):
 
 def flags_of(config) -> set[str]:
     return {"--" + f.name.replace("_", "-") for f in fields(config)}
+
+
+def test_usage_lists_every_flag_of_both_training_programs():
+    section = USAGE.partition("## Which program has which flags")[2].partition("\n## ")[0]
+    both = section.partition("| flags of `lab.train` alone")[0]
+    named = [set(re.findall(r"--[a-z][a-z-]*", text)) for text in (both, section)]
+    assert flags_of(Config) <= named[0]
+    assert flags_of(importlib.import_module("lab.train").LabConfig) <= named[1]

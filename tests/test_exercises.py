@@ -234,8 +234,8 @@ def moved(bank, z, index, similarity=None, **options):
     require(torch.isfinite(after).all(), "the update has made rows that are not finite: a log, or a division by 0?")
     require(
         not torch.equal(after, before),
-        "the update has moved nothing: it changes a copy. Indexing with a tensor, clone, .to and F.normalize all "
-        "make copies; write the rows back into self.weight, in place.",
+        f"the update has moved nothing: it changes a copy, or the rule {table.rule!r} is not written yet. Indexing "
+        "with a tensor, clone, .to and F.normalize all make copies; write the rows back into self.weight, in place.",
     )
     return before, after
 
