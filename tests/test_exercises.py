@@ -97,9 +97,10 @@ def opened(request, kind):
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        problem = names_of(module, kind, path, number)
     except Exception as error:
-        pytest.fail(f"{path} cannot be imported: {told(error, path)}", pytrace=False)
-    if problem := names_of(module, kind, path, number):
+        problem = f"{path} cannot be imported: {told(error, path)}"
+    if problem:
         pytest.fail(problem, pytrace=False)
     module.exercise_asked = number
     return module
@@ -145,6 +146,8 @@ def told(error: Exception, path: str = "") -> str:
         hint = " The gradient is lost: look for .item(), float(), .detach() or no_grad."
     elif "leaf Variable" in text or "modified by an inplace operation" in text:
         hint = " A tensor that autograd needs is changed in place."
+    elif "NoneType" in text and "similarity" in where:
+        hint = " similarity is None where the caller has none: ask self.similarity(z) then."
     return f"{type(error).__name__}: {text}{where}.{hint}"
 
 
@@ -153,8 +156,8 @@ def called(function, *args, **options):
     try:
         return function(*args, **options)
     except Exception as error:
-        name = getattr(function, "__name__", "your function")
-        pytest.fail(f"{name} stops with {told(error)}", pytrace=False)
+        problem = f"{getattr(function, '__name__', 'your function')} stops with {told(error)}"
+    pytest.fail(problem, pytrace=False)  # not above, where pytest would print both exceptions
 
 
 def checked(name: str, value, like, shape=(), grad=False):
