@@ -11,6 +11,7 @@ import base64
 import io
 import json
 import math
+import os
 import re
 import sys
 from dataclasses import replace
@@ -39,12 +40,13 @@ from plumbing.runs import migrate_config, read_checkpoint, save_text
 from train import Pretraining
 
 TEMPLATE = Path(__file__).with_suffix(".html")
+PLAY = Path(__file__).resolve().parents[1] / "docs" / "play.html"
 SECTION = re.compile(r'(<section id="(\w+)">\s*<h2>.*?</h2>)(.*?)(?=</section>)', re.S)
 NAMES = ("untrained", "trained")
 SPOTS = 1000  # images on the map
 MARKERS = "os^DvPX*<>"  # of the first ten classes: colour alone does not tell ten apart
 NO_LABELS = "This part needs labels, which the run's images do not have, so it is left out."
-NO_WHOLE_BANK = "This part is about a bank of all images; this run's bank holds one window of them."
+NO_WHOLE_BANK = "This part is about a bank of all images, as with --window 0; this bank holds one window of them."
 NO_BANK = "This part is about the bank, which the run's method does not keep, so it is left out."
 
 
@@ -254,8 +256,8 @@ def one_step(run: Pretraining, dataset: Dataset) -> dict:
 # ----------------------------------------------------------------------------------------- the page
 
 
-def compose(place: str, home: Path, checkpoint: dict, dataset: Dataset) -> str:
-    """The page's HTML.
+def compose(place: str, home: Path, checkpoint: dict, dataset: Dataset, file: str | Path) -> str:
+    """The HTML of the page that is saved as file.
 
     Raises UserError for a run of another version, or one whose images are no longer as many.
     """
@@ -281,6 +283,7 @@ def compose(place: str, home: Path, checkpoint: dict, dataset: Dataset) -> str:
     sections["curves"] = curves(checkpoint["history"], run and run.choices)
     about = vars(config) | {"run": home.resolve().name, "count": len(dataset.train)}
     about |= {"done": len(checkpoint["history"]), "seconds": round(checkpoint["seconds"])}
+    about["play"] = Path(os.path.relpath(PLAY, Path(file).resolve().parent)).as_posix()
     return fill(about, sections)
 
 
@@ -330,7 +333,8 @@ def main(argv: list[str] | None = None) -> None:
     place = args.out or checked(home / "page.html", "--out")
     if args.data_dir:
         checkpoint["config"]["data_dir"] = args.data_dir
-    html = compose(args.run, home, checkpoint, neighbours.load_images(args.run, checkpoint["config"]))
+    images = neighbours.load_images(args.run, checkpoint["config"])
+    html = compose(args.run, home, checkpoint, images, place)
     save_text(html.encode("ascii", "xmlcharrefreplace").decode(), place, "the page")
     print(place)
 
