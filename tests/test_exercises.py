@@ -485,11 +485,13 @@ def test_sampled_rows_move_as_the_rule_says(bank):
     z, index, m, tau = unit(B, D), torch.tensor([4, 9, 0]), 0.7, 0.1
     table, columns = bank_of(bank, m=m, tau=tau), torch.tensor([0, 4, 9, 2, 17, 20])
     before, target = table.weight.detach().clone(), torch.tensor([1, 2, 0])
+    words = "with sampled negatives, `similarity` (B, M), `columns` (M,) and `target` (B,) speak of M rows of the N"
+    problem = ""
     try:
         table.update(z, index, similarity=z @ before[columns].T, columns=columns, target=target)
     except Exception as error:
-        words = "with sampled negatives, `similarity` (B, M), `columns` (M,) and `target` (B,) speak of M rows of the N"
-        require(False, f"{words}; your update takes them for all rows: {told(error)}")
+        problem = f"{words}; your update takes them for all rows: {told(error)}"
+    require(not problem, problem)
     expected = before.clone()
     expected[columns] = right(before[columns], z, target, "corrected", m, tau)
     after = table.weight.detach()
