@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import re
 import shlex
 from dataclasses import fields
@@ -61,6 +62,31 @@ def test_the_demo_stands_far_above_both_controls():
     for row in rows:
         for key in ("knn", "linear"):
             assert row["trained"][key] > 15 + max(row["untrained"][key], row["raw"][key])
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "key", "points"),
+    [
+        ("2 000 images", "2 000 images, random rows", "knn", 5),
+        ("2 000 images, τ = 1", "2 000 images", "linear", 3),
+        ("2 000 images", "2 000 images, τ = 0.02", "linear", 10),
+        ("2 000 images", "2 000 textured images", "linear", 10),
+        ("2 000 textured images, grey", "2 000 textured images", "linear", 1),
+        ("2 000 textured images, grey", "2 000 textured images", "knn", 6),
+    ],
+)
+def test_a_lesson_is_larger_than_the_spread(better, worse, key, points):
+    """The worst seed of the better run stands above the best seed of the worse one."""
+    runs = json.loads(importlib.import_module("lab.studies.exercises").RESULTS.read_text())
+    low, high = ([row["trained"][key] for row in runs[name]] for name in (better, worse))
+    assert len(low) >= 3 and len(high) >= 3 and min(low) >= max(high) + points
+
+
+def test_a_bank_that_forgets_too_fast_does_not_fall_below_guessing():
+    runs = json.loads(importlib.import_module("lab.studies.exercises").RESULTS.read_text())
+    guessing = math.log(1024)
+    assert min(row["loss"] for row in runs["2 000 images, m = 0.25"]) > guessing - 0.01
+    assert max(row["loss"] for row in runs["2 000 images"]) < guessing - 1.5
 
 
 @pytest.mark.parametrize("line", sorted({*COMMANDS, *TRIES}))
