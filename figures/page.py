@@ -247,7 +247,7 @@ def one_step(run: Pretraining, dataset: Dataset) -> dict:
                 towards = nearer[chosen & (moved > 0)].float()
                 share = f"{towards.mean():.0%} of {len(towards)}" if len(towards) else "none moved"
                 rows.append([f"{name}, {words}", str(int(chosen.sum())), f"{moved[chosen].median():.3g}°", share])
-        axis.legend(loc="lower right", markerscale=2.5)
+        axis.legend(loc="center left", markerscale=2.5)  # at 0, below, lie rows that NPID leaves
         words = "Median moves. " + "; ".join(f"{row[0]}: {row[2]}" for row in rows if row[0].startswith(name)) + "."
         shown.append(picture(figure, "How far every row of the bank moved, against its cosine with a view.", words))
     return {"batch": len(index), "m": f"{m:g}", "tau": f"{tau:g}", "pictures": "".join(shown), "table": table(rows)}
