@@ -11,6 +11,7 @@ import base64
 import io
 import json
 import math
+import os
 import re
 import sys
 from dataclasses import replace
@@ -40,12 +41,13 @@ from plumbing.runs import migrate_config, read_checkpoint, save_text
 from train import Pretraining
 
 TEMPLATE = Path(__file__).with_suffix(".html")
+PLAY = Path(__file__).resolve().parents[1] / "docs" / "play.html"
 SECTION = re.compile(r'(<section id="(\w+)">\s*<h2>.*?</h2>)(.*?)(?=</section>)', re.S)
 NAMES = ("untrained", "trained")
 SPOTS = 1000  # images on the map
 MARKERS = "os^DvPX*<>"  # of the first ten classes: colour alone does not tell ten apart
 NO_LABELS = "This part needs labels, which the run's images do not have, so it is left out."
-NO_WHOLE_BANK = "This part is about a bank of all images; this run's bank holds one window of them."
+NO_WHOLE_BANK = "This part is about a bank of all images, as with --window 0; this bank holds one window of them."
 NO_BANK = "This part is about the bank, which the run's method does not keep, so it is left out."
 
 
@@ -246,7 +248,7 @@ def one_step(run: Pretraining, dataset: Dataset) -> dict:
                 towards = nearer[chosen & (moved > 0)].float()
                 share = f"{towards.mean():.0%} of {len(towards)}" if len(towards) else "none moved"
                 rows.append([f"{name}, {words}", str(int(chosen.sum())), f"{moved[chosen].median():.3g}°", share])
-        axis.legend(loc="lower right", markerscale=2.5)
+        axis.legend(loc="center left", markerscale=2.5)  # at 0, below, lie rows that NPID leaves
         words = "Median moves. " + "; ".join(f"{row[0]}: {row[2]}" for row in rows if row[0].startswith(name)) + "."
         shown.append(picture(figure, "How far every row of the bank moved, against its cosine with a view.", words))
     return {"batch": len(index), "m": f"{m:g}", "tau": f"{tau:g}", "pictures": "".join(shown), "table": table(rows)}
@@ -255,8 +257,8 @@ def one_step(run: Pretraining, dataset: Dataset) -> dict:
 # ----------------------------------------------------------------------------------------- the page
 
 
-def compose(place: str, home: Path, checkpoint: dict, dataset: Dataset) -> str:
-    """The page's HTML.
+def compose(place: str, home: Path, checkpoint: dict, dataset: Dataset, file: str | Path) -> str:
+    """The HTML of the page that is saved as file.
 
     Raises UserError for a run of another version, or one whose images are no longer as many.
     """
@@ -282,6 +284,7 @@ def compose(place: str, home: Path, checkpoint: dict, dataset: Dataset) -> str:
     sections["curves"] = curves(checkpoint["history"], run and run.choices)
     about = vars(config) | {"run": home.resolve().name, "count": len(dataset.train)}
     about |= {"done": len(checkpoint["history"]), "seconds": round(checkpoint["seconds"])}
+    about["play"] = Path(os.path.relpath(PLAY, Path(file).resolve().parent)).as_posix()
     return fill(about, sections)
 
 
@@ -331,7 +334,8 @@ def main(argv: list[str] | None = None) -> None:
     place = args.out or output(home / "page.html")
     if args.data_dir:
         checkpoint["config"]["data_dir"] = args.data_dir
-    html = compose(args.run, home, checkpoint, neighbours.load_images(args.run, checkpoint["config"]))
+    images = neighbours.load_images(args.run, checkpoint["config"])
+    html = compose(args.run, home, checkpoint, images, place)
     save_text(html.encode("ascii", "xmlcharrefreplace").decode(), place, "the page")
     print(place)
 

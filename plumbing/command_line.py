@@ -156,7 +156,7 @@ class Settings:
         """Raises UserError, naming the flag, for values that do not fit count training images."""
         if self.batch_size > count:
             images = f"the dataset, which has {count} training images"
-            raise UserError(f"--batch-size {self.batch_size} is larger than {images}")
+            raise UserError(f"--batch-size {self.batch_size} is larger than {images}: take a smaller one, such as 32")
         if 0 < self.window < self.batch_size:
             raise UserError(f"--window {self.window} is smaller than a batch of {self.batch_size}")
         others = count - self.batch_size

@@ -136,6 +136,21 @@ class OnACopy(AsWritten):
         rows.div_(rows.norm(dim=1, keepdim=True))
 
 
+class NotWrittenYet(AsWritten):
+    """Exercise 1 is done, exercise 3 is not."""
+
+    def update(self, z, index, **seen):
+        if self.rule == "npid":
+            super().update(z, index, **seen)
+
+
+class SimilarityTakenForGranted(AsWritten):
+    def update(self, z, index, similarity=None, **seen):
+        p = (similarity / self.temperature).softmax(1)
+        pull = self.pull(self.own(index, torch.arange(self.size)), p)
+        self.weight.copy_(self.unit(self.mix(self.weight, self.total(pull, z))))
+
+
 class StepLosesDuplicates(AsWritten):
     """step[index] += z, in either rule."""
 
@@ -725,6 +740,8 @@ BANKS = {
         StepLosesDuplicates, TWICE + "_to_the_corrected_rule", "drawn twice.*one of two equal indices"
     ),
     "an update of a copy": bank(OnACopy, "test_npid_moves_only_the_own_rows", "moved nothing: it changes a copy"),
+    "similarity used where it is None": bank(SimilarityTakenForGranted, STEP, "None where the caller has none"),
+    "the corrected rule not written yet": bank(NotWrittenYet, STEP, "the rule 'corrected' is not written yet"),
     "NPID with a minus": bank(NpidWithAMinus, NPID, "TOWARDS its view"),
     "NPID with a mean": bank(NpidMean, "test_an_image_drawn_twice_adds_both_views", "not a mean over the batch"),
     "rule not looked at": bank(AllRows, "test_npid_moves_only_the_own_rows", "look at self.rule"),

@@ -1,7 +1,8 @@
-"""EXERCISES.md and the derivations name checks and commands: each of them exists."""
+"""The docs name checks, commands and flags: each of them exists."""
 
 import importlib
 import json
+import math
 import re
 import shlex
 from dataclasses import fields
@@ -17,7 +18,9 @@ from train import RECIPES, Config
 
 ROOT = Path(__file__).parent.parent
 EXERCISES, DERIVATIONS = (ROOT / name for name in ("EXERCISES.md", "docs/derivations.md"))
+READING, USAGE = ((ROOT / "docs" / name).read_text() for name in ("reading.md", "usage.md"))
 COMMANDS = re.findall(r"^\.venv/bin/python (.+)$", EXERCISES.read_text(), re.M)
+TRIES = re.findall(r"^python (.+)$", READING, re.M)
 
 
 def checks_of(file: str) -> set[str]:
@@ -61,7 +64,32 @@ def test_the_demo_stands_far_above_both_controls():
             assert row["trained"][key] > 15 + max(row["untrained"][key], row["raw"][key])
 
 
-@pytest.mark.parametrize("line", sorted(set(COMMANDS)))
+@pytest.mark.parametrize(
+    ("better", "worse", "key", "points"),
+    [
+        ("2 000 images", "2 000 images, random rows", "knn", 5),
+        ("2 000 images, τ = 1", "2 000 images", "linear", 3),
+        ("2 000 images", "2 000 images, τ = 0.02", "linear", 10),
+        ("2 000 images", "2 000 textured images", "linear", 10),
+        ("2 000 textured images, grey", "2 000 textured images", "linear", 1),
+        ("2 000 textured images, grey", "2 000 textured images", "knn", 6),
+    ],
+)
+def test_a_lesson_is_larger_than_the_spread(better, worse, key, points):
+    """The worst seed of the better run stands above the best seed of the worse one."""
+    runs = json.loads(importlib.import_module("lab.studies.exercises").RESULTS.read_text())
+    low, high = ([row["trained"][key] for row in runs[name]] for name in (better, worse))
+    assert len(low) >= 3 and len(high) >= 3 and min(low) >= max(high) + points
+
+
+def test_a_bank_that_forgets_too_fast_does_not_fall_below_guessing():
+    runs = json.loads(importlib.import_module("lab.studies.exercises").RESULTS.read_text())
+    guessing = math.log(1024)
+    assert min(row["loss"] for row in runs["2 000 images, m = 0.25"]) > guessing - 0.01
+    assert max(row["loss"] for row in runs["2 000 images"]) < guessing - 1.5
+
+
+@pytest.mark.parametrize("line", sorted({*COMMANDS, *TRIES}))
 def test_every_command_can_be_typed(line, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # no run lies in it
     script, *flags = shlex.split(line)
@@ -83,3 +111,11 @@ def test_every_command_can_be_typed(line, monkeypatch, tmp_path):
 
 def flags_of(config) -> set[str]:
     return {"--" + f.name.replace("_", "-") for f in fields(config)}
+
+
+def test_usage_lists_every_flag_of_both_training_programs():
+    section = USAGE.partition("## Which program has which flags")[2].partition("\n## ")[0]
+    both = section.partition("| flags of `lab.train` alone")[0]
+    named = [set(re.findall(r"--[a-z][a-z-]*", text)) for text in (both, section)]
+    assert flags_of(Config) <= named[0]
+    assert flags_of(importlib.import_module("lab.train").LabConfig) <= named[1]

@@ -97,9 +97,10 @@ def opened(request, kind):
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        problem = names_of(module, kind, path, number)
     except Exception as error:
-        pytest.fail(f"{path} cannot be imported: {told(error, path)}", pytrace=False)
-    if problem := names_of(module, kind, path, number):
+        problem = f"{path} cannot be imported: {told(error, path)}"
+    if problem:
         pytest.fail(problem, pytrace=False)
     module.exercise_asked = number
     return module
@@ -145,6 +146,8 @@ def told(error: Exception, path: str = "") -> str:
         hint = " The gradient is lost: look for .item(), float(), .detach() or no_grad."
     elif "leaf Variable" in text or "modified by an inplace operation" in text:
         hint = " A tensor that autograd needs is changed in place."
+    elif "NoneType" in text and "similarity" in where:
+        hint = " similarity is None where the caller has none: ask self.similarity(z) then."
     return f"{type(error).__name__}: {text}{where}.{hint}"
 
 
@@ -153,8 +156,8 @@ def called(function, *args, **options):
     try:
         return function(*args, **options)
     except Exception as error:
-        name = getattr(function, "__name__", "your function")
-        pytest.fail(f"{name} stops with {told(error)}", pytrace=False)
+        problem = f"{getattr(function, '__name__', 'your function')} stops with {told(error)}"
+    pytest.fail(problem, pytrace=False)  # not above, where pytest would print both exceptions
 
 
 def checked(name: str, value, like, shape=(), grad=False):
@@ -234,8 +237,8 @@ def moved(bank, z, index, similarity=None, **options):
     require(torch.isfinite(after).all(), "the update has made rows that are not finite: a log, or a division by 0?")
     require(
         not torch.equal(after, before),
-        "the update has moved nothing: it changes a copy. Indexing with a tensor, clone, .to and F.normalize all "
-        "make copies; write the rows back into self.weight, in place.",
+        f"the update has moved nothing: it changes a copy, or the rule {table.rule!r} is not written yet. Indexing "
+        "with a tensor, clone, .to and F.normalize all make copies; write the rows back into self.weight, in place.",
     )
     return before, after
 
@@ -482,11 +485,13 @@ def test_sampled_rows_move_as_the_rule_says(bank):
     z, index, m, tau = unit(B, D), torch.tensor([4, 9, 0]), 0.7, 0.1
     table, columns = bank_of(bank, m=m, tau=tau), torch.tensor([0, 4, 9, 2, 17, 20])
     before, target = table.weight.detach().clone(), torch.tensor([1, 2, 0])
+    words = "with sampled negatives, `similarity` (B, M), `columns` (M,) and `target` (B,) speak of M rows of the N"
+    problem = ""
     try:
         table.update(z, index, similarity=z @ before[columns].T, columns=columns, target=target)
     except Exception as error:
-        words = "with sampled negatives, `similarity` (B, M), `columns` (M,) and `target` (B,) speak of M rows of the N"
-        require(False, f"{words}; your update takes them for all rows: {told(error)}")
+        problem = f"{words}; your update takes them for all rows: {told(error)}"
+    require(not problem, problem)
     expected = before.clone()
     expected[columns] = right(before[columns], z, target, "corrected", m, tau)
     after = table.weight.detach()

@@ -1,6 +1,6 @@
 """The numbers of EXERCISES.md: its training commands, over seeds.
 
-    python -m lab.studies.exercises --seeds 0 1 2     an hour on two cores
+    python -m lab.studies.exercises --seeds 0 1 2     three quarters of an hour on one core
 
 Runs that figures/results/exercises/exercises.json has are not run again; delete it to measure all
 anew. Prints the table that ends EXERCISES.md, which tests/test_docs.py compares with the file.

@@ -80,7 +80,8 @@ def test_the_page_is_whole_and_needs_nothing_but_itself(run, shown):
     assert [tag for tag, _ in shown.tags if re.fullmatch("h[1-6]", tag)] == ["h1"] + ["h2"] * len(SECTIONS)
     ids = {attrs["id"] for _, attrs in shown.tags if "id" in attrs}
     links = [attrs["href"] for tag, attrs in shown.tags if tag == "a"]
-    assert links == ["#" + name for name in SECTIONS] and set(SECTIONS) <= ids
+    assert links[1:] == ["#" + name for name in SECTIONS] and set(SECTIONS) <= ids
+    assert (run / links[0]).resolve() == page.PLAY and page.PLAY.is_file()
     assert not list(run.glob("*.part"))
 
 
