@@ -266,7 +266,7 @@ def load_dataset(c: Config) -> Dataset:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    config, checkpoint = configure(Config, RECIPES, argv, __doc__.split("\n")[0])
+    config, checkpoint = configure(Config, RECIPES, argv, __doc__.split("\n")[0], automatic=True)
     result = train(config, checkpoint, build=with_own_files(Pretraining, config.bank, config.loss))
     knn = f", quick kNN {result['knn']:.1%} (k = 20, 1 000 test images at most)" if "knn" in result else ""
     print(f"done in {result['seconds']:.0f} s: loss {result['loss']:.3f}{knn}")

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from plumbing import command_line
+from plumbing.automatic import chosen
 from plumbing.command_line import DataLost, Parser, Settings, UserError, add_settings, check_bounds, flag, python
 from plumbing.fingerprints import check_same, fingerprint
 from plumbing.outputs import RUN_FILES, check_zip, locked, replacing, save_tensors, save_text
@@ -151,8 +152,11 @@ def load_state(target, state: dict, name: str) -> None:
 # ---------------------------------------------------------------------------- the settings of a run
 
 
-def configure(config_class, recipes: dict, argv: list[str] | None, description: str):
-    """The settings that a command line asks for, and the checkpoint to resume from, if any."""
+def configure(config_class, recipes: dict, argv: list[str] | None, description: str, automatic: bool = False):
+    """The settings that a command line asks for, and the checkpoint to resume from, if any.
+
+    automatic: without --recipe, settings follow from the pictures of a folder, and a line says so.
+    """
     parser = Parser(description=description)
     parser.add_argument("--recipe", choices=recipes, help="settings to start from; other flags override them [laptop]")
     parser.add_argument("--resume", metavar="FILE_OR_RUN", help="go on with a run that stopped")
@@ -169,6 +173,8 @@ def configure(config_class, recipes: dict, argv: list[str] | None, description: 
     for name in sorted(given.keys() & set(config.ignored())):
         raise UserError(f"{flag(name)} means nothing with the other settings: leave it out")
     refuse_to_replace(config.folder(), overwrite)
+    if automatic and not recipe:
+        config = replace(config, **chosen(given))
     config.replaces = _stamp(config.folder())
     return config, None
 
@@ -217,6 +223,9 @@ def _resumed(config_class, place: str, given: dict):
 # -------------------------------------------------------------------------------------- the journal
 
 
+PACE = 100  # steps, from whose time a run's length is told
+
+
 class Journal:
     """Keeps a run's folder: counts its steps, adds up its losses, notes its epochs, saves.
 
@@ -257,6 +266,7 @@ class Journal:
         if not self.resumed:
             self.bar.set_description("bank: one forward pass")
         self.started = time.perf_counter() - self.seconds
+        self.paced = self.step + 1  # the first step here compiles, and is not typical
         return self
 
     def __exit__(self, kind, error, _):
@@ -287,6 +297,16 @@ class Journal:
         self.sums += losses.to(self.sums.device)
         self.step += 1
         self.bar.update(self.config.batch_size)
+        if self.step in (self.paced, self.paced + PACE) and not self.quiet:
+            self._forecast(time.perf_counter() - self.started)
+
+    def _forecast(self, seconds: float) -> None:
+        """After a hundred steps, a line says how long the others will take; without looks."""
+        if self.step == self.paced:
+            self.before = seconds
+        elif self.step < self.total:
+            left, each = self.total - self.step, (seconds - self.before) / PACE
+            self.bar.write(f"{each:.3g} s per step on this machine: {left} more steps take about {span(left * each)}")
 
     def epoch_ends(self, look) -> None:
         """Note the mean losses of an epoch and what look() gives, save where it is due, draw."""
@@ -367,6 +387,14 @@ class Journal:
     def _save_metrics(self) -> None:
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
         save_text(lines, self.path / "metrics.jsonl", "the metrics")
+
+
+def span(seconds: float) -> str:
+    """A length of time to two digits or so."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.{int(seconds < 10 * length and unit == 'h')}f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def draw_progress(history: list[dict], choices: int | None, path: Path) -> None:
