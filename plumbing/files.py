@@ -327,7 +327,7 @@ def _with_parts(dataset: Dataset, train: Images, test: Images | None = None) -> 
         train = replace(train, labels=None) if count < len(train) else train
         lacks = lacks or ("" if count else "none of the images with labels can be read")
     if test is not None and not len(test):
-        test, lacks = None, "none of the test images can be read"
+        test, lacks = None, lacks or "none of the test images can be read"
     return replace(dataset, train=train, labelled=labelled or None, test=test, lacks=lacks)
 
 

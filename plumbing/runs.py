@@ -64,6 +64,9 @@ CONTENT = {
 }  # fmt: skip
 
 
+LOOKS = ("knn", "recovered", "rank")  # figures of an epoch that `train.figures` may add
+
+
 def _check_content(checkpoint: dict) -> None:
     """Raises UserError for tensors that are no weights, and for a history that is none."""
     bank = checkpoint.get("bank", {})
@@ -78,7 +81,9 @@ def _check_content(checkpoint: dict) -> None:
     if bank and ("weight" not in bank or bank["weight"].ndim != 2):
         raise UserError("its bank has no rows")
     names = ["epoch", "step", "loss", "lr", "seconds"] + ["nce"] * bool(bank)
-    figures = [x for row in checkpoint["history"] for x in (*(row[name] for name in names), row.get("knn", 0))]
+    figures = [
+        x for row in checkpoint["history"] for x in (*(row[name] for name in names), *map(row.get, LOOKS, (0, 0, 0)))
+    ]
     if not all(map(math.isfinite, [*figures, checkpoint["seconds"]])):
         raise UserError("its history has figures that are not finite")
 
@@ -322,8 +327,9 @@ class Journal:
             row |= look()
         except DataLost as error:  # of the test images: the epoch itself is whole
             lost = error
-        if "knn" in row:
-            self.bar.set_postfix(loss=f"{row['loss']:.3f}", knn=f"{row['knn']:.1%}")
+        looked = {name: f"{row[name]:.1%}" for name in LOOKS[:2] if name in row}
+        if looked:
+            self.bar.set_postfix(loss=f"{row['loss']:.3f}", **looked)
         self.history.append(row)
         self.sums.zero_()
         if last or lost or self.epoch % c.save_every == 0:
@@ -398,7 +404,7 @@ def span(seconds: float) -> str:
 
 
 def draw_progress(history: list[dict], choices: int | None, path: Path) -> None:
-    """The NCE loss and the kNN accuracy over epochs.
+    """The NCE loss, and the kNN accuracy or the figures without labels, over epochs.
 
     ln M, what guessing among M rows of the bank costs, is a dashed line. Without a bank (choices
     None), the loss alone.
@@ -416,14 +422,27 @@ def draw_progress(history: list[dict], choices: int | None, path: Path) -> None:
         end = (history[-1]["epoch"], math.log(choices))
         left.annotate(f"guessing: ln {choices}", end, ha="right", va="top", color="gray", fontsize=8)
     left.set(xlabel="epoch", ylabel=words, title="telling the images apart")
-    looks = [row for row in history if "knn" in row]
-    right.plot([row["epoch"] for row in looks], [100 * row["knn"] for row in looks], "o-", color="#d55e00")
-    right.set(xlabel="epoch", ylabel="kNN accuracy, %", title="what the features know of the classes")
+    _draw_looks(history, right)
     for axis in (left, right):
         axis.xaxis.get_major_locator().set_params(integer=True)
     with replacing(path, "the picture") as place:
         figure.savefig(place, dpi=110, format="png")
     plt.close(figure)
+
+
+def _draw_looks(history: list[dict], axis) -> None:
+    """kNN, or without labels the share of recovered pictures and, on a second axis, the rank."""
+    blind = any("recovered" in row for row in history)
+    looks = [row for row in history if ("recovered" if blind else "knn") in row]
+    epochs, shares = [row["epoch"] for row in looks], [100 * row["recovered" if blind else "knn"] for row in looks]
+    axis.plot(epochs, shares, "o-", color="#d55e00")
+    axis.set(xlabel="epoch", ylabel="kNN accuracy, %", title="what the features know of the classes")
+    if blind:
+        axis.set(ylabel="second views that find their picture, %", title="what the features know of the pictures")
+        second = axis.twinx()
+        second.plot(epochs, [row["rank"] for row in looks], "s--", color="#009e73")
+        second.set_ylabel("effective rank (dashed)")
+        axis.set_ylim(0, 100), second.set_ylim(bottom=0)
 
 
 class SignalCatcher:
