@@ -342,9 +342,7 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = read_checkpoint(args.run, LabConfig)
     home = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
     place = args.out or checked(home / "page.html", "--out")
-    if args.data_dir:
-        checkpoint["config"]["data_dir"] = args.data_dir
-    html = compose(args.run, home, checkpoint, neighbours.load_images(args.run, checkpoint["config"]))
+    html = compose(args.run, home, checkpoint, neighbours.load_images(args.run, checkpoint, args.data_dir))
     save_text(html.encode("ascii", "xmlcharrefreplace").decode(), place, "the page")
     print(place)
 
