@@ -76,15 +76,24 @@ def listing(root: Path) -> tuple[list[str], list[str]]:
                     if entry.name.startswith((".", "@eaDir", "__MACOSX")):
                         continue
                     name = folder + entry.name
-                    if entry.is_dir():
+                    kind = _kind(entry)
+                    if kind == "folder":
                         waiting.append(name + "/")
-                    elif entry.is_file() or entry.is_symlink():
+                    elif kind == "file":
                         names.append(name)
         except OSError as error:
             if not folder:
                 raise UserError(f"--data-dir {root}: may not be listed ({error.strerror})") from error
             closed.append(folder)
     return names, sorted(closed)
+
+
+def _kind(entry: os.DirEntry) -> str:
+    """folder, file, or "" for a pipe and the like. A link that leads nowhere is a file."""
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() or entry.is_symlink() else ""
+    except OSError:  # a link to itself, for instance
+        return "file"
 
 
 def chance(name: str) -> float:
