@@ -225,8 +225,8 @@ def train(
     run, stop = build(config, count, device), stop or SignalCatcher()
     with journal(config, run, dataset.train, resume) as log, stop:
         run.encoder.train()
-        per_pass = (rows := config.rows(count)) // batch  # a pass's last images wait
-        passes = windows(count, rows, min(config.visits, config.epochs), config.seed, log.step // per_pass)
+        visits, per_pass = min(config.visits, config.epochs), (rows := config.rows(count)) // batch  # the others wait
+        passes = dataset.train.read_ahead(windows(count, rows, visits, config.seed, log.step // per_pass))
         while log.step < log.total and not stop.signal:
             number, images, entering = next(passes)
             done = log.step - number * per_pass  # steps of this pass that a resumed run has made

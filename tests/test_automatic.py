@@ -1,6 +1,7 @@
 """Settings that follow from the pictures of a folder: the table, the flags above it, the lines."""
 
 import re
+from pathlib import Path
 
 import pytest
 from conftest import TINY
@@ -174,3 +175,18 @@ def test_a_short_run_has_nothing_to_forecast(tiny, few_steps, capsys):
 )
 def test_lengths_of_time_are_short_to_read(seconds, words):
     assert span(seconds) == words
+
+
+def test_the_docs_show_the_tables_as_they_are():
+    text = (Path(automatic.__file__).parents[1] / "docs" / "usage.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    rows = {row[0]: row[1:] for row in rows}
+    for name, values in (("from 96 px on", LARGE), ("48 to 95 px", MIDDLE), ("below 48 px", SMALL)):
+        size, whole, network = rows[name]
+        assert size.startswith(str(values["size"])) and network == f"{values['arch']}, {values['width']}"
+        assert whole == str(values["eval_size"] or "their own, up to 4/3 of `--size`")
+    for name, count in (("fewer than 2 500", 2499), ("2 500 to 7 999", 2500), ("8 000 and more", 8000)):
+        chosen = settings(count, 100)
+        wanted = [str(chosen.get(key, "the default")) for key in ("batch_size", "lr", "epochs")]
+        assert rows[name] == wanted
+    assert settings(1025, 100)["window"] == 1024 and settings(1024, 100)["window"] == 0  # as the list below says
