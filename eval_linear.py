@@ -10,7 +10,6 @@ distance from them. Few labels, augmented probes and fine-tuning: python -m lab.
 """
 
 import plumbing  # isort: skip  # noqa: F401  first: Ctrl-C while torch is imported
-import argparse
 import copy
 import sys
 import time
@@ -21,14 +20,16 @@ from torch import Tensor, nn
 
 import data
 from models import ARCHITECTURES, Encoder, encoder_of
+from plumbing import quality
 from plumbing.command_line import Parser, UserError, command
-from plumbing.devices import pick_device, pick_precision
-from plumbing.evaluation import accuracy_table, dataset_options, evaluation_arguments, save_results
+from plumbing.devices import pick_device
+from plumbing.evaluation import dataset_options, evaluation_arguments, report
 from plumbing.export import export
-from plumbing.features import eval_side, extract, random_images, raw_pixels, settle_batchnorm
+from plumbing.features import eval_side, extract, random_images, raw_pixels, ready, save_features
 from plumbing.files import Dataset
+from plumbing.labels import with_labels
 from plumbing.runs import load_state, read_checkpoint
-from plumbing.scores import cautions, check_labels, figures, majority, neighbours, share_right, standardised, summary
+from plumbing.scores import check_labels, figures, majority, neighbours, share_right, standardised
 
 STRENGTHS = (1e-1, 3e-2, 1e-2, 1e-3)  # L2 penalties that a probe chooses from
 
@@ -96,7 +97,7 @@ def knn_monitor(encoder: Encoder, dataset: Dataset, config: dict, device, k: int
     for images, count in zip((dataset.labelled, dataset.test), most):
         images = images.take(random_images(images, count))
         measured += [extract(encoder, images, size, device), images.labels.cpu()]
-    return knn(*measured, k)
+    return knn(*measured, neighbours(k, measured[1]))
 
 
 def evaluate(
@@ -121,10 +122,7 @@ def evaluate(
         if encoder is None:
             train, test = raw_pixels(dataset.labelled, size), raw_pixels(dataset.test, size)
         else:
-            encoder.to(device, memory_format=torch.channels_last)
-            encoder.precision = pick_precision("auto", device)
-            if name == "untrained":
-                settle_batchnorm(encoder, dataset.labelled, size, device)
+            ready(encoder, device, dataset.labelled if name == "untrained" else None, size)
             train, test = (extract(encoder, images, size, device, quiet) for images in (dataset.labelled, dataset.test))
         right = knn(train, labels, test, truth, k, score=torch.eq), linear_probe(train, labels, test, truth, torch.eq)
         results[name] = figures(*right, truth) | (more(encoder, dataset, size, train, test) if more else {})
@@ -134,15 +132,14 @@ def evaluate(
 def load_backbone(checkpoint: dict, build=encoder_of) -> Encoder:
     """An encoder with the backbone of a checkpoint; its projector, which no probe uses, is new."""
     encoder = build(checkpoint["config"])
-    state = {name: x for name, x in checkpoint["encoder"].items() if name.startswith("backbone.")}
-    state = {name.removeprefix("backbone."): x for name, x in state.items()}
+    state = {k.removeprefix("backbone."): x for k, x in checkpoint["encoder"].items() if k.startswith("backbone.")}
     load_state(encoder.backbone, state, "the checkpoint's backbone")
     return encoder
 
 
-def load_for(config: dict, args: argparse.Namespace) -> Dataset:
+def load_for(config: dict, args) -> Dataset:
     """The run's own dataset, or the one that the command line names."""
-    return data.load(**dataset_options(config, args))
+    return with_labels(data.load(**dataset_options(config, args)), args.labels)
 
 
 def program(argv=None, parser: Parser | None = None, build=encoder_of, more_of=None, kind=None) -> None:
@@ -154,15 +151,17 @@ def program(argv=None, parser: Parser | None = None, build=encoder_of, more_of=N
     config = checkpoint["config"]
     if build is encoder_of and (config["arch"] not in ARCHITECTURES or config.get("drop_last_stage")):
         raise UserError(f"{args.run}: a run of lab.train; evaluate it with: python -m lab.evaluate {args.run}")
+    trained = load_backbone(checkpoint, build)
     if args.export:
-        return export(load_backbone(checkpoint, build).backbone, config, args.export)
+        return export(trained.backbone, config, args.export)
     more = more_of(args, config) if more_of else None
     started, dataset = time.perf_counter(), load_for(config, args)
+    if args.features:
+        return save_features(trained, dataset, config, args)
+    if quality.judged(dataset, more):
+        return quality.report(trained, build(config), checkpoint, dataset, data.Augment(config["size"]), args)
     results = evaluate(checkpoint, dataset, args.size, args.device, args.k, build=build, more=more)
-    notes = cautions(checkpoint, dataset)
-    save_results(results, config, args, dataset, notes)  # before they are printed: the reader may be gone
-    print(summary(dataset, args.k, time.perf_counter() - started))
-    print(accuracy_table(results), *notes, sep="\n")
+    report(results, checkpoint, dataset, args, started)
 
 
 main = command(program)

@@ -35,6 +35,7 @@ from plumbing.devices import keep_freed_memory, looking_is_free, pick_device, pi
 from plumbing.files import Dataset, Images
 from plumbing.optimizer import optimizer_of, set_rate
 from plumbing.own_files import with_own_files
+from plumbing.quality import quality, said
 from plumbing.runs import Journal, SignalCatcher, configure, load_state
 
 
@@ -224,8 +225,8 @@ def train(
     run, stop = build(config, count, device), stop or SignalCatcher()
     with journal(config, run, dataset.train, resume) as log, stop:
         run.encoder.train()
-        per_pass = (rows := config.rows(count)) // batch  # a pass's last images wait
-        passes = windows(count, rows, min(config.visits, config.epochs), config.seed, log.step // per_pass)
+        visits, per_pass = min(config.visits, config.epochs), (rows := config.rows(count)) // batch  # the others wait
+        passes = dataset.train.read_ahead(windows(count, rows, visits, config.seed, log.step // per_pass))
         while log.step < log.total and not stop.signal:
             number, images, entering = next(passes)
             done = log.step - number * per_pass  # steps of this pass that a resumed run has made
@@ -251,9 +252,12 @@ def train(
 
 def figures(run, dataset: Dataset, log: Journal, watch) -> dict:
     """What is looked at after an epoch: kNN where it is due, and what watch returns."""
-    every, row = run.config.knn_every, {}
-    if every and (log.step == log.total or log.epoch % every == 0) and dataset.labelled and dataset.test:
-        row["knn"] = knn_monitor(run.encoder, dataset, asdict(run.config), run.device)
+    c, row = run.config, {}
+    if c.knn_every and (log.step == log.total or log.epoch % c.knn_every == 0) and dataset.test:
+        if dataset.labelled:
+            row["knn"] = knn_monitor(run.encoder, dataset, asdict(c), run.device)
+        else:
+            row = quality(run.encoder, dataset.test, asdict(c), Augment(c.size), run.device)
     return row | (watch(run, dataset, log.epoch) if watch else {})
 
 
@@ -266,10 +270,9 @@ def load_dataset(c: Config) -> Dataset:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    config, checkpoint = configure(Config, RECIPES, argv, __doc__.split("\n")[0])
+    config, checkpoint = configure(Config, RECIPES, argv, __doc__.split("\n")[0], automatic=True)
     result = train(config, checkpoint, build=with_own_files(Pretraining, config.bank, config.loss))
-    knn = f", quick kNN {result['knn']:.1%} (k = 20, 1 000 test images at most)" if "knn" in result else ""
-    print(f"done in {result['seconds']:.0f} s: loss {result['loss']:.3f}{knn}")
+    print(f"done in {result['seconds']:.0f} s: loss {result['loss']:.3f}{said(result)}")
     print(next_step(result["out"], result["labelled"]))
 
 

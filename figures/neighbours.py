@@ -3,8 +3,9 @@
     python figures/neighbours.py runs/shapes            writes runs/shapes/neighbours.png
 
 Each row is a test image and the training images with the closest features (cosine), once for the
-untrained encoder and once for the trained one. A blue frame marks a neighbour of the same class;
-labels serve no other purpose.
+untrained encoder and once for the trained one. Without labels it is a picture that is kept aside,
+or left out of the search. A blue frame marks a neighbour of the same class; labels serve no other
+purpose. Pictures that are in a folder twice, or nearly so, are named.
 """
 
 import sys
@@ -27,11 +28,13 @@ from eval_linear import eval_side, load_for
 from lab.backbones import encoder_of
 from lab.train import LabConfig
 from models import Encoder
-from plumbing.command_line import Parser, UserError, command
+from plumbing.command_line import Parser, command
 from plumbing.devices import pick_device
+from plumbing.duplicates import lines, near_duplicates, thumbnails
 from plumbing.evaluation import evaluation_options
 from plumbing.features import extract, random_images, settle_batchnorm
-from plumbing.files import Dataset
+from plumbing.files import Dataset, say
+from plumbing.fingerprints import check_same, fingerprint
 from plumbing.outputs import output, replacing
 from plumbing.runs import load_state, read_checkpoint
 
@@ -60,7 +63,7 @@ def search(pair: list[Encoder], dataset: Dataset, size: int, device, rows: int =
     the neighbours (Q, k) and the share of them that belong to the image's own class. Without labels
     the shares are None, and where no images are set aside the queries are training images.
     """
-    if dataset.train.labels is None:
+    if dataset.train.labels is None or not dataset.test:
         order = random_images(dataset.train, images + rows)
         asked = dataset.test if dataset.test else dataset.train.take(order[:rows])
         dataset = replace(dataset, train=dataset.train.take(order[rows:]), test=asked)
@@ -99,8 +102,9 @@ def fill(axes, dataset: Dataset, queries: Tensor, hits: Tensor) -> None:
 
 
 def draw(checkpoint: dict, dataset: Dataset, path: Path, k: int = 6) -> None:
-    size, device = eval_side(checkpoint["config"], dataset.test), pick_device()
+    size, device = eval_side(checkpoint["config"], dataset.test or dataset.train), pick_device()
     pair = encoders(checkpoint, dataset, size, device)
+    name_duplicates(pair[1], dataset, size, device)
     dataset, queries, hits, share = search(pair, dataset, size, device, k=k)
     figure, axes = grid(len(queries), 2 * k + 2, 0.3)
     for axis, query in zip(axes[:, 0], queries.tolist()):
@@ -108,10 +112,25 @@ def draw(checkpoint: dict, dataset: Dataset, path: Path, k: int = 6) -> None:
     fill(axes[:, 1 : k + 1], dataset, queries, hits[0])
     fill(axes[:, k + 2 :], dataset, queries, hits[1])
     axes[0, 0].set_title("image", fontsize=9)
-    axes[0, 1].set_title(f"nearest, untrained: {share[0]:.0%} of the same class", fontsize=9, loc="left")
-    axes[0, k + 2].set_title(f"nearest, trained: {share[1]:.0%} of the same class (blue)", fontsize=9, loc="left")
+    for name, own, axis, blue in zip(("untrained", "trained"), share, axes[0, [1, k + 2]], ("", " (blue)")):
+        words = "" if own is None else f": {own:.0%} of the same class{blue}"
+        axis.set_title(f"nearest, {name}{words}", fontsize=9, loc="left")
     figure.savefig(path, dpi=80, format="png")
     plt.close(figure)
+
+
+def name_duplicates(encoder: Encoder, dataset: Dataset, size: int, device, most: int = 10_000) -> None:
+    """Print the near-duplicates among at most `most` files of the dataset; others have no names."""
+    features, pixels, names = [], [], []
+    for images in (dataset.train, dataset.test):
+        if images and images.paths:
+            images = images.take(random_images(images, most - len(names)))
+            features.append(extract(encoder, images, size, device))
+            pixels.append(thumbnails(images))
+            names += images.names()
+    if names:
+        for line in lines(near_duplicates(torch.cat(features), torch.cat(pixels)), names):
+            say(line)
 
 
 def show(axis, images, i: int, colour: str) -> None:
@@ -122,9 +141,15 @@ def show(axis, images, i: int, colour: str) -> None:
         spine.set(color=colour, linewidth=2, visible=True)
 
 
-def load_images(run: str, config: dict) -> Dataset:
-    """The images of a run with these settings, as eval_linear.py loads them."""
-    return load_for(config, evaluation_options(Parser(), DATASETS).parse_args([run]))
+def load_images(run: str, checkpoint: dict, data_dir: str | None = None) -> Dataset:
+    """The images of a run, as eval_linear.py loads them; data_dir is where they lie now.
+
+    Raises UserError if they are others than those that it was trained on.
+    """
+    config = checkpoint["config"] | ({"data_dir": data_dir} if data_dir else {})
+    dataset = load_for(config, evaluation_options(Parser(), DATASETS).parse_args([run]))
+    check_same(checkpoint.get("images"), fingerprint(dataset.train), run)
+    return dataset
 
 
 @command
@@ -132,13 +157,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("run", help="a run's folder")
     parser.add_argument("--out", type=output, help="the picture [RUN/neighbours.png]")
+    parser.add_argument("--data-dir", help="where the run's images lie now [as in the run]")
     args = parser.parse_args(argv)
     checkpoint = read_checkpoint(args.run, LabConfig)
     home = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
     place = args.out or output(home / "neighbours.png")
-    dataset = load_images(args.run, checkpoint["config"])
-    if dataset.test is None or dataset.train.labels is None:
-        raise UserError(f"{args.run}: its images have no labels to mark neighbours by")
+    dataset = load_images(args.run, checkpoint, args.data_dir)
     with replacing(place, "the picture") as beside:
         draw(checkpoint, dataset, beside)
     print(place)

@@ -47,6 +47,7 @@ NAMES = ("untrained", "trained")
 SPOTS = 1000  # images on the map
 MARKERS = "os^DvPX*<>"  # of the first ten classes: colour alone does not tell ten apart
 NO_LABELS = "This part needs labels, which the run's images do not have, so it is left out."
+BLIND = "Recovered: how often a second view finds its own picture. The rank: how many directions the features use."
 NO_WHOLE_BANK = "This part is about a bank of all images, as with --window 0; this bank holds one window of them."
 NO_BANK = "This part is about the bank, which the run's method does not keep, so it is left out."
 
@@ -111,8 +112,24 @@ def curves(history: list[dict], choices: int | None) -> dict | str:
     shown = curve(history, *loss, ", nats" if choices else "", ".3f", BLUE, choices)
     if looks:
         return {"pictures": shown + curve(looks, "knn", "kNN accuracy", ", %", ".1%", ORANGE), "missing": ""}
+    judged = [row for row in history if "recovered" in row]
+    if judged:
+        shown += curve(judged, "recovered", "recovered", ", %", ".1%", ORANGE)
+        return {"pictures": shown + curve(judged, "rank", "effective rank", "", ".1f", BLUE), "missing": BLIND}
     missing = "This run took no such look: its images have no labels, or --knn-every was 0."
     return {"pictures": shown, "missing": missing}
+
+
+def compared(measured: dict) -> list[list[str]]:
+    """The rows of eval_linear.py's table, from its JSON; without labels those of both figures."""
+    if "recovered" in measured["trained"]:
+        rows = [["pictures that did not train", "recovered, %", "effective rank"]]
+        named = [(name, measured[name]) for name in NAMES[::-1]]
+        return rows + [[name, f"{100 * row['recovered']:.1f}", f"{row['rank']:.1f}"] for name, row in named]
+    rows = [["top-1, % of test images", f"kNN, k = {int(measured['k'])}", "linear probe"]]
+    for name, words in (("trained", "trained"), ("untrained", "untrained"), ("raw", "raw pixels")):
+        rows.append([words, *(f"{100 * measured[name][key]:.1f}" for key in ("knn", "linear"))])
+    return rows
 
 
 def accuracy(file: Path, config: dict) -> dict | str:
@@ -122,10 +139,7 @@ def accuracy(file: Path, config: dict) -> dict | str:
         return f"This run has no eval.json yet: {ask}"
     try:
         measured = json.loads(file.read_text())
-        rows = [["top-1, % of test images", f"kNN, k = {int(measured['k'])}", "linear probe"]]
-        for name, words in (("trained", "trained"), ("untrained", "untrained"), ("raw", "raw pixels")):
-            rows.append([words, *(f"{100 * measured[name][key]:.1f}" for key in ("knn", "linear"))])
-        content = {"table": table(rows), "date": escape(measured["date"])}
+        content = {"table": table(compared(measured)), "date": escape(measured["date"])}
         same = {**migrate_config(measured["config"]), "data_dir": ""} == {**config, "data_dir": ""}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: damaged ({type(error).__name__}); delete it, or measure the run again") from error
@@ -332,10 +346,7 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = read_checkpoint(args.run, LabConfig)
     home = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
     place = args.out or output(home / "page.html")
-    if args.data_dir:
-        checkpoint["config"]["data_dir"] = args.data_dir
-    images = neighbours.load_images(args.run, checkpoint["config"])
-    html = compose(args.run, home, checkpoint, images, place)
+    html = compose(args.run, home, checkpoint, neighbours.load_images(args.run, checkpoint, args.data_dir), place)
     save_text(html.encode("ascii", "xmlcharrefreplace").decode(), place, "the page")
     print(place)
 

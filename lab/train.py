@@ -27,6 +27,7 @@ from plumbing.devices import pick_device
 from plumbing.files import Dataset, Images
 from plumbing.fingerprints import check_same, fingerprint
 from plumbing.own_files import with_own_files
+from plumbing.quality import said
 from plumbing.runs import Journal, configure, read_checkpoint
 from train import RECIPES, Config, Pretraining, load_dataset
 
@@ -189,8 +190,7 @@ def run(argv: list[str] | None = None) -> int:
         print(gone, advice, sep="\n", file=sys.__stderr__)  # in every process: the first may be the one that is gone
         return 1
     if ranks.first():
-        knn = f", kNN {result['knn']:.1%}" if "knn" in result else ""
-        print(f"done in {result['seconds']:.0f} s: loss {result['loss']:.3f}{knn}")
+        print(f"done in {result['seconds']:.0f} s: loss {result['loss']:.3f}{said(result)}")
         print(next_step(result["out"], result["labelled"], "-m lab.evaluate"))
     return 0
 

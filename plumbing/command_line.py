@@ -116,7 +116,9 @@ class Settings:
     """What the settings of all runs share; subclasses are dataclasses of `option` fields."""
 
     out: str = option("", "folder of the run (empty: runs/<dataset>)", free=True)
-    knn_every: int = option(5, "epochs between looks at the kNN accuracy (0: never)", at_least=0, free=True)
+    knn_every: int = option(
+        5, "epochs between looks at the features: kNN, or figures without labels (0: never)", at_least=0, free=True
+    )
     save_every: int = option(1, "epochs between checkpoints; one more when the run ends", above=0, free=True)
     device: str = option("auto", "auto, cpu, cuda or mps", free=True)
     precision: str = option("auto", "numbers that the network computes in", ("auto", "fp32", "bf16"))

@@ -9,11 +9,14 @@ from plumbing.command_line import Parser, UserError, check_device, flag
 from plumbing.devices import hardware
 from plumbing.files import Dataset
 from plumbing.outputs import output, save_text
-from plumbing.scores import neighbours
+from plumbing.scores import cautions, neighbours, summary
 
 HEADS = {"knn": "kNN", "linear": "linear", "knn_balanced": "kNN, balanced", "linear_balanced": "linear, balanced"}
 HEADS |= {"linear_1": "linear, 1 %", "linear_10": "linear, 10 %"}
 HEADS |= {"augmented": "linear, augmented", "finetune": "fine-tuned"}
+
+# Options that write something and stop, with the options that still mean something next to them.
+ALONE = {"export": ("backbone", ()), "features": ("features", ("dataset", "data_dir", "subset", "size", "device"))}
 
 
 def evaluation_options(parser: Parser, datasets: tuple[str, ...]) -> Parser:
@@ -30,6 +33,10 @@ def evaluation_options(parser: Parser, datasets: tuple[str, ...]) -> Parser:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--json", type=output, metavar="FILE", help="write the figures there, as fractions of 1")
     parser.add_argument("--export", type=output, metavar="FILE", help="write the backbone's state_dict there and stop")
+    parser.add_argument(
+        "--features", type=output, metavar="FILE", help="write all images' features there (.npz) and stop"
+    )
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="CSV with path,class per line: labels for a folder")
     return parser
 
 
@@ -38,10 +45,10 @@ def evaluation_arguments(parser: Parser, datasets: tuple[str, ...], argv) -> arg
     args = evaluation_options(parser, datasets).parse_args(argv)
     if args.k < 1 or not 0 <= args.size <= 1024:
         raise UserError("--k must be at least 1, and --size not negative and at most 1024")
-    if args.export:
-        alone = {"run", "export"} | {name for name, value in vars(args).items() if value == parser.get_default(name)}
-        for name in vars(args).keys() - alone:
-            raise UserError(f"--export writes the backbone and stops: leave out {flag(name)}")
+    own = {name for name, value in vars(args).items() if value != parser.get_default(name)}
+    for name, (what, others) in ALONE.items():
+        for other in own - {"run", name, *others} if name in own else ():
+            raise UserError(f"--{name} writes the {what} and stops: leave out {flag(other)}")
     check_device(args.device)
     return args
 
@@ -80,15 +87,17 @@ def dataset_options(config: dict, args: argparse.Namespace) -> dict:
     return options | {key: config[key] for key in ("cache_gb", "workers", "cache_dir", "fit") if key in config}
 
 
-def save_results(results: dict, config: dict, args: argparse.Namespace, dataset: Dataset, notes: list[str]) -> None:
+def report(results: dict, checkpoint: dict, dataset: Dataset, args: argparse.Namespace, started: float) -> None:
+    """Write the figures to --json, and print them as a table with what to beware of."""
+    notes, k = cautions(checkpoint, dataset), neighbours(args.k, dataset.labelled.labels)
+    save_results(results | {"k": k}, checkpoint["config"], args, notes)  # before: the reader may be gone
+    print(summary(dataset, args.k, time.perf_counter() - started))
+    print(accuracy_table(results), *notes, sep="\n")
+
+
+def save_results(results: dict, config: dict, args: argparse.Namespace, notes: list[str]) -> None:
     """Write the figures, and what they were measured with, as JSON to --json, if it is given."""
     if not args.json:
         return
-    note = {
-        "run": args.run,
-        "k": neighbours(args.k, dataset.labelled.labels),
-        "cautions": notes,
-        "hardware": hardware(args.device),
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    note = {"run": args.run, "cautions": notes, "hardware": hardware(args.device), "date": time.strftime("%Y-%m-%d")}
     save_text(json.dumps(results | note | {"config": config}, indent=1) + "\n", args.json, "--json")

@@ -1,11 +1,14 @@
 """Features of whole images: those of a frozen backbone, and raw pixels as a control."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from plumbing.files import Images
+from plumbing.devices import pick_device, pick_precision
+from plumbing.files import Dataset, Images
 from plumbing.image_ops import whole_image
+from plumbing.outputs import replacing
 
 
 @torch.no_grad()
@@ -44,6 +47,17 @@ def settle_batchnorm(encoder, images: Images, size: int, device, count: int = 20
         norm.momentum = momentum
 
 
+def ready(encoder, device, images: Images | None, size: int) -> None:
+    """Move an encoder to the device to be evaluated there.
+
+    An untrained one gets the BatchNorm statistics of the images; None: they are its own.
+    """
+    encoder.to(device, memory_format=torch.channels_last)
+    encoder.precision = pick_precision("auto", device)
+    if images:
+        settle_batchnorm(encoder, images, size, device)
+
+
 def random_images(images: Images, count: int) -> Tensor:
     """Numbers of at most `count` random images, always the same: folders list class after class."""
     return torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
@@ -59,3 +73,38 @@ def eval_side(config: dict, images: Images) -> int:
     if config["eval_size"] or config["arch"].startswith("vit"):
         return config["eval_size"] or size
     return min(max(images.side, size), round(size * 4 / 3))
+
+
+def save_features(encoder, dataset: Dataset, config: dict, args) -> None:
+    """Write the features of all images to args.features, as NumPy's `load` reads them.
+
+    features is (N, F), paths (N,) and labels (N,): names of classes, "" where there is none. Rows
+    are in the order of the paths. Images that are no files are called train/0, test/0 and so on.
+    """
+    device = pick_device(args.device)
+    ready(encoder, device, None, 0)
+    size = args.size or eval_side(config, dataset.train)
+    features, paths, labels = [], [], []
+    for name, images in (("train", dataset.train), ("test", dataset.test)):
+        if images:
+            features.append(extract(encoder, images, size, device, quiet=False))
+            paths += images.names() if images.paths else [f"{name}/{i}" for i in range(len(images))]
+            known = dataset.labelled if images is dataset.train else images
+            numbers = known.labels.tolist() if known and known.labels is not None else []
+            if images is dataset.train and images.labels is None:  # labelled images come first, or are others
+                numbers *= _begins_with(images, known)
+            labels += [dataset.classes[c] for c in numbers] + [""] * (len(images) - len(numbers))
+    order = sorted(range(len(paths)), key=paths.__getitem__)
+    content = {"features": torch.cat(features)[order].numpy()}
+    content |= {key: np.array(words)[order] for key, words in (("paths", paths), ("labels", labels))}
+    with replacing(args.features, "--features") as place, open(place, "wb") as file:
+        np.savez(file, **content)
+    count, width = content["features"].shape
+    print(f"{args.features}: {width} features, path and label of each of {count} images of {size} px; in Python:\n")
+    print(
+        f'import numpy as np\n\nfile = np.load("{args.features.name}")\nfile["features"], file["paths"], file["labels"]'
+    )
+
+
+def _begins_with(images: Images, labelled: Images | None) -> bool:
+    return bool(labelled and labelled.paths and labelled.paths == images.paths[: len(labelled)])

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from plumbing import cache
+from plumbing.ahead import Ahead
 from plumbing.command_line import UserError, loaded
 
 UNREADABLE = (Exception,)  # Pillow's readers raise a dozen kinds for damaged files, some of them RuntimeError
@@ -176,6 +177,7 @@ class Images:
     fit: str = "crop"
     span: Range | None = None
     root: Path | None = None
+    ahead: Ahead | None = field(default=None, init=False, repr=False)  # no copy has it: numbers are others there
 
     def __len__(self) -> int:
         return len(self.paths if self.pixels is None else self.pixels)
@@ -219,14 +221,38 @@ class Images:
                 yield self.pixels[place].to(device), index
         else:
             batches = [batch.tolist() for batch in batches]
-            loader = torch.utils.data.DataLoader(
-                _Files(self),
-                batch_sampler=batches,
-                num_workers=self.workers,
-                worker_init_fn=_leave_ctrl_c_to_the_main_process,
-            )
+            if self.ahead and self.ahead.holds(order):
+                loader = self.ahead.batches(batches)
+            else:
+                loader = torch.utils.data.DataLoader(
+                    _Files(replace(self)),
+                    batch_sampler=batches,
+                    num_workers=self.workers,
+                    worker_init_fn=_leave_ctrl_c_to_the_main_process,
+                )
             for pixels, index in loaded(loader):
                 yield pixels.to(device), index.to(device)
+
+    def read_ahead(self, passes):
+        """The passes of `data.windows`, while images on disk are read for this one and the next.
+
+        So an image is read once while it is in the window, and not once per visit. Where all images
+        are in the window or in memory, nothing is read ahead.
+        """
+        number, images, entering = next(passes)
+        if self.pixels is not None or len(images) == len(self):
+            yield number, images, entering
+            yield from passes
+            return
+        self.ahead = Ahead(_Files(replace(self)).__getitem__, self.workers)
+        try:
+            for following in passes:
+                self.ahead.hold(images, following[1])
+                yield number, images, entering
+                number, images, entering = following
+        finally:
+            self.ahead.close()
+            self.ahead = None
 
 
 def _leave_ctrl_c_to_the_main_process(_: int) -> None:
@@ -327,7 +353,7 @@ def _with_parts(dataset: Dataset, train: Images, test: Images | None = None) -> 
         train = replace(train, labels=None) if count < len(train) else train
         lacks = lacks or ("" if count else "none of the images with labels can be read")
     if test is not None and not len(test):
-        test, lacks = None, "none of the test images can be read"
+        test, lacks = None, lacks or "none of the test images can be read"
     return replace(dataset, train=train, labelled=labelled or None, test=test, lacks=lacks)
 
 

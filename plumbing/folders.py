@@ -13,7 +13,7 @@ from torch import Tensor
 from plumbing import shapes
 from plumbing.command_line import UserError
 from plumbing.files import Dataset, Images, say
-from plumbing.layout import digest, layout, listing
+from plumbing.layout import Layout, digest, layout, listing
 
 SHAPES = shapes.CLASSES
 DOWNLOADS = {  # the class in torchvision.datasets, and what has to lie in --data-dir for it to find
@@ -47,15 +47,20 @@ def download(name: str, root: Path) -> Dataset:
     return Dataset(images[0], images[-2], images[-1], tuple(sets[-1].classes))
 
 
-def folder(root: Path) -> Dataset:
-    """The images below root, in the layout that their names show. Says in a line which that is."""
+def layout_of(root: Path) -> Layout:
+    """The layout of what lies below root. Raises UserError where there is none."""
     if not root.is_dir():
         raise UserError(f"--data-dir {root}: no such folder; name the one that holds your images")
     names, closed = listing(root)
     try:
-        shown = layout(names, closed)
+        return layout(names, closed)
     except UserError as error:
         raise UserError(f"--data-dir {root}: {error}") from None
+
+
+def folder(root: Path) -> Dataset:
+    """The images below root, in the layout that their names show. Says in a line which that is."""
+    shown = layout_of(root)
     say(f"{root}: {shown.said}")
     number = {name: c for c, name in enumerate(shown.classes)} | {None: -1}
     sets = []

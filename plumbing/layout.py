@@ -4,7 +4,7 @@
 
     train/<class>/…  test/<class>/…    also training, val, valid, validation, Test_set, …
     <class>/…                          a fifth is kept for testing, by the hash of an image's name
-    anything else                      images without labels
+    anything else                      images without labels; a tenth is kept to judge features by
 
 unlabeled/ and loose images in train/ join the pretraining. Where two readings of the names are
 equally good, `layout` refuses instead of guessing.
@@ -23,6 +23,7 @@ from PIL import Image
 from plumbing.command_line import UserError
 
 KEPT = 1 / 5  # the share of class folders that is kept for testing
+ASIDE, MOST, FEW = 1 / 10, 1000, 200  # the same without labels, at most, and from how many images on
 
 # Formats that Pillow opens, but draws only with the help of other programs.
 _NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -34,13 +35,14 @@ _PART = re.compile(r"((train|test)(ing)?|val(id|idation)?|unlabell?ed)([ _-]?(se
 class Layout:
     """train and test hold (name, class) pairs, class None for an image without a label.
 
-    Labelled images come first, each class in the order of its names. said tells in a line what was
+    Labelled images come first, each class in the order of its names. Without classes, test holds
+    images that are kept to judge features by. said tells in a line what was
     recognised, and what is not used and why. lacks says why there are no labels to evaluate with
     ("": there are).
     """
 
     train: tuple[tuple[str, str | None], ...]
-    test: tuple[tuple[str, str], ...]
+    test: tuple[tuple[str, str | None], ...]
     classes: tuple[str, ...]
     said: str
     lacks: str
@@ -74,15 +76,24 @@ def listing(root: Path) -> tuple[list[str], list[str]]:
                     if entry.name.startswith((".", "@eaDir", "__MACOSX")):
                         continue
                     name = folder + entry.name
-                    if entry.is_dir():
+                    kind = _kind(entry)
+                    if kind == "folder":
                         waiting.append(name + "/")
-                    elif entry.is_file() or entry.is_symlink():
+                    elif kind == "file":
                         names.append(name)
         except OSError as error:
             if not folder:
                 raise UserError(f"--data-dir {root}: may not be listed ({error.strerror})") from error
             closed.append(folder)
     return names, sorted(closed)
+
+
+def _kind(entry: os.DirEntry) -> str:
+    """folder, file, or "" for a pipe and the like. A link that leads nowhere is a file."""
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() or entry.is_symlink() else ""
+    except OSError:  # a link to itself, for instance
+        return "file"
 
 
 def chance(name: str) -> float:
@@ -254,10 +265,23 @@ def _layout(train, test, said: str, unused: "_Unused", lacks: str) -> Layout:
         lacks = f"all images are of one class, {classes[0]}"
         unused.add(len(test), "kept for testing, of the only class")
         train, test, classes, said = [(path, None) for path, _ in train], [], [], f"{_images(train)}, {lacks}"
+    if not classes:
+        train, test = _aside(train)
+        said += f", {len(test)} of them kept to judge features by" if test else ""
     if classes:
         said += f"; {len(classes)} classes: {', '.join(classes[:4])}{', …' * (len(classes) > 4)}"
     train, test = (tuple(("/".join(path), label) for path, label in pairs) for pairs in (train, test))
     return Layout(train, test, tuple(classes), said + (f"; not used: {unused}" if unused else ""), lacks)
+
+
+def _aside(pairs):
+    """The images without labels, and a tenth of them that is kept, at most 1 000.
+
+    Those with the smallest hashes: so new files move few others. Of few images none is kept.
+    """
+    chances = sorted((chance("/".join(path)), path) for path, _ in pairs)
+    kept = {tuple(path) for number, path in chances[:MOST] if number < ASIDE and len(pairs) >= FEW}
+    return tuple([pair for pair in pairs if (tuple(pair[0]) in kept) == inside] for inside in (False, True))
 
 
 class _Unused:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from plumbing.automatic import chosen
 from plumbing.command_line import DataLost, Parser, Settings, UserError, add_settings, check_bounds, flag, python, trap
 from plumbing.fingerprints import check_same, fingerprint
 from plumbing.outputs import RUN_FILES, check_zip, locked, replacing, save_tensors, save_text
@@ -57,6 +58,9 @@ CONTENT = {
 }  # fmt: skip
 
 
+LOOKS = ("knn", "recovered", "rank")  # figures of an epoch that `train.figures` may add
+
+
 def _check_content(checkpoint: dict) -> None:
     """Raises UserError for what is missing, of another type or not finite."""
     _check_types(checkpoint, CONTENT)
@@ -70,7 +74,9 @@ def _check_content(checkpoint: dict) -> None:
     for state in (checkpoint["encoder"], bank):
         _check_types(state, dict.fromkeys(state, Tensor))
     for row in checkpoint["history"]:
-        names = ["epoch", "step", "loss", "lr", "seconds"] + ["nce"] * bool(bank) + ["knn"] * ("knn" in row)
+        names = (
+            ["epoch", "step", "loss", "lr", "seconds"] + ["nce"] * bool(bank) + [name for name in LOOKS if name in row]
+        )
         _check_types(row, dict.fromkeys(names, NUMBER))
     if bank and bank["weight"].ndim != 2:
         raise UserError("its bank has no rows")
@@ -152,8 +158,11 @@ def load_state(target, state: dict, name: str) -> None:
 # ---------------------------------------------------------------------------- the settings of a run
 
 
-def configure(config_class, recipes: dict, argv: list[str] | None, description: str):
-    """The settings that a command line asks for, and the checkpoint to resume from, if any."""
+def configure(config_class, recipes: dict, argv: list[str] | None, description: str, automatic: bool = False):
+    """The settings that a command line asks for, and the checkpoint to resume from, if any.
+
+    automatic: without --recipe, settings follow from the pictures of a folder, and a line says so.
+    """
     parser = Parser(description=description)
     parser.add_argument("--recipe", choices=recipes, help="settings to start from; other flags override them [laptop]")
     parser.add_argument("--resume", metavar="FILE_OR_RUN", help="go on with a run that stopped")
@@ -171,6 +180,8 @@ def configure(config_class, recipes: dict, argv: list[str] | None, description: 
         if name in given:
             raise UserError(f"{flag(name)} means nothing with {why}: leave it out")
     refuse_to_replace(config.folder(), overwrite)
+    if automatic and not recipe:
+        config = replace(config, **chosen(given))
     config.overwrite = overwrite
     return config, None
 
@@ -210,6 +221,9 @@ def _resumed(config_class, place: str, given: dict):
 
 
 # -------------------------------------------------------------------------------------- the journal
+
+
+PACE = 100  # steps, from whose time a run's length is told
 
 
 class Journal:
@@ -252,6 +266,7 @@ class Journal:
         if not self.resumed:
             self.bar.set_description("bank: one forward pass")
         self.started = time.perf_counter() - self.seconds
+        self.paced = self.step + 1  # the first step here compiles, and is not typical
         return self
 
     def __exit__(self, kind, error, _):
@@ -282,6 +297,16 @@ class Journal:
         self.sums += losses.to(self.sums.device)
         self.step += 1
         self.bar.update(self.config.batch_size)
+        if self.step in (self.paced, self.paced + PACE) and not self.quiet:
+            self._forecast(time.perf_counter() - self.started)
+
+    def _forecast(self, seconds: float) -> None:
+        """After a hundred steps, a line says how long the others will take; without looks."""
+        if self.step == self.paced:
+            self.before = seconds
+        elif self.step < self.total:
+            left, each = self.total - self.step, (seconds - self.before) / PACE
+            self.bar.write(f"{each:.3g} s per step on this machine: {left} more steps take about {span(left * each)}")
 
     def epoch_ends(self, look) -> None:
         """Note the mean losses of an epoch and what look() gives, save where it is due, draw."""
@@ -297,8 +322,9 @@ class Journal:
             row |= look()
         except DataLost as error:  # of the test images: the epoch itself is whole
             lost = error
-        if "knn" in row:
-            self.bar.set_postfix(loss=f"{row['loss']:.3f}", knn=f"{row['knn']:.1%}")
+        looked = {name: f"{row[name]:.1%}" for name in LOOKS[:2] if name in row}
+        if looked:
+            self.bar.set_postfix(loss=f"{row['loss']:.3f}", **looked)
         self.history.append(row)
         self.sums.zero_()
         if last or lost or self.epoch % c.save_every == 0:
@@ -364,8 +390,16 @@ class Journal:
         save_text(lines, self.path / "metrics.jsonl", "the metrics")
 
 
+def span(seconds: float) -> str:
+    """A length of time to two digits or so."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.{int(seconds < 10 * length and unit == 'h')}f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def draw_progress(history: list[dict], choices: int | None, path: Path) -> None:
-    """The NCE loss and the kNN accuracy over epochs.
+    """The NCE loss, and the kNN accuracy or the figures without labels, over epochs.
 
     ln M, what guessing among M rows of the bank costs, is a dashed line. Without a bank (choices
     None), the loss alone.
@@ -383,14 +417,27 @@ def draw_progress(history: list[dict], choices: int | None, path: Path) -> None:
         end = (history[-1]["epoch"], math.log(choices))
         left.annotate(f"guessing: ln {choices}", end, ha="right", va="top", color="gray", fontsize=8)
     left.set(xlabel="epoch", ylabel=words, title="telling the images apart")
-    looks = [row for row in history if "knn" in row]
-    right.plot([row["epoch"] for row in looks], [100 * row["knn"] for row in looks], "o-", color="#d55e00")
-    right.set(xlabel="epoch", ylabel="kNN accuracy, %", title="what the features know of the classes")
+    _draw_looks(history, right)
     for axis in (left, right):
         axis.xaxis.get_major_locator().set_params(integer=True)
     with replacing(path, "the picture") as place:
         figure.savefig(place, dpi=110, format="png")
     plt.close(figure)
+
+
+def _draw_looks(history: list[dict], axis) -> None:
+    """kNN, or without labels the share of recovered pictures and, on a second axis, the rank."""
+    blind = any("recovered" in row for row in history)
+    looks = [row for row in history if ("recovered" if blind else "knn") in row]
+    epochs, shares = [row["epoch"] for row in looks], [100 * row["recovered" if blind else "knn"] for row in looks]
+    axis.plot(epochs, shares, "o-", color="#d55e00")
+    axis.set(xlabel="epoch", ylabel="kNN accuracy, %", title="what the features know of the classes")
+    if blind:
+        axis.set(ylabel="second views that find their picture, %", title="what the features know of the pictures")
+        second = axis.twinx()
+        second.plot(epochs, [row["rank"] for row in looks], "s--", color="#009e73")
+        second.set_ylabel("effective rank (dashed)")
+        axis.set_ylim(0, 100), second.set_ylim(bottom=0)
 
 
 class SignalCatcher:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from plumbing.command_line import UserError
-from plumbing.files import Dataset
+from plumbing.files import Dataset, Images
 from plumbing.fingerprints import among, twins
 
 
@@ -63,12 +63,15 @@ def majority(labels: Tensor, truth: Tensor) -> dict[str, float]:
     return figures(right, right, truth)
 
 
+def trained_on(checkpoint: dict, test: Images) -> list[str]:
+    """A line if the run was trained on some of its test images."""
+    seen = int(among(checkpoint.get("images"), test).sum())
+    return [f"caution: {seen} of the {len(test)} test images were trained on without labels"] * bool(seen)
+
+
 def cautions(checkpoint: dict, dataset: Dataset) -> list[str]:
     """A line for each reason why the figures may not mean what they seem to."""
-    train, test, lines = dataset.labelled, dataset.test, []
-    seen = int(among(checkpoint.get("images"), test).sum())
-    if seen:
-        lines.append(f"caution: {seen} of the {len(test)} test images were trained on without labels")
+    train, test, lines = dataset.labelled, dataset.test, trained_on(checkpoint, dataset.test)
     known, asked = ({*images.labels.tolist()} for images in (train, test))
     for only, words in ((asked - known, "no training image"), (known - asked, "no test image")):
         if only:

@@ -5,6 +5,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.v2.functional as tv
 from torchvision.transforms import RandomResizedCrop
 
@@ -322,4 +323,37 @@ def test_augmenting_leaves_the_callers_images_as_they_are(options, dtype):
     before = x.clone()
     Augment(**options)(x)
     whole_image(x, 32)
+    assert torch.equal(x, before)
+
+
+MEMORY = {  # float images as views of other memory, (B, 3, S, S)
+    "slice": lambda x: torch.cat([x, x])[1 : 1 + len(x)],
+    "window": lambda x: F.pad(x, (3, 3, 3, 3))[..., 3:-3, 3:-3],
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "mirrored axes": lambda x: x.transpose(2, 3),
+    "grey, expanded": lambda x: x[:, :1].expand(-1, 3, -1, -1),
+    "one image, expanded": lambda x: x[:1].expand(len(x), -1, -1, -1),
+}
+NEUTRAL = STILL | {"jitter": (0, 0, 0, 0), "jitter_p": 1}
+
+
+@pytest.mark.parametrize("options", [STILL, NEUTRAL, {"blur_p": 1.0, "jitter_p": 1.0, "gray_p": 1.0}], ids=str)
+@pytest.mark.parametrize("memory", MEMORY)
+def test_views_of_float_images_share_no_memory_with_them(options, memory):
+    """Whatever is done to the result, what the caller has stays."""
+    x = MEMORY[memory](photos())
+    before = x.clone()
+    for result in (Augment(**options)(x), whole_image(x, 32), normalize(x)):
+        result.zero_()
+        assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
+def test_a_neutral_adjustment_gives_a_tensor_of_its_own(name, memory):
+    x = MEMORY[memory](photos())
+    before, neutral = x.clone(), torch.full((BATCH,), float(name != "hue"))
+    result = getattr(image_ops, f"adjust_{name}")(x, neutral)
+    torch.testing.assert_close(result, before, atol=1e-5, rtol=0)
+    result.zero_()
     assert torch.equal(x, before)

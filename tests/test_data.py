@@ -803,10 +803,20 @@ def test_copies_of_decoded_images_do_not_add_up(kept, tmp_path):
     assert sum(file.stat().st_size for file in files_) <= 2 * size + 10_000
 
 
-def test_a_damaged_cache_that_may_not_be_removed_ends_nothing(kept, tmp_path, monkeypatch, capsys):
+def damaged(file):
+    file.write_bytes(b"x" * 1000)
+
+
+def a_folder_in_its_place(file):
+    file.unlink()
+    (file / "inside").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("change", [damaged, a_folder_in_its_place])
+def test_a_damaged_cache_that_may_not_be_removed_ends_nothing(kept, tmp_path, monkeypatch, capsys, change):
     first, count = kept()
     (file,) = (tmp_path / "kept").iterdir()
-    file.write_bytes(b"x" * 1000)
+    change(file)
 
     def refused(*_, **__):
         raise PermissionError(13, "Permission denied")
@@ -818,10 +828,15 @@ def test_a_damaged_cache_that_may_not_be_removed_ends_nothing(kept, tmp_path, mo
     assert "not kept for the next start" in capsys.readouterr().out
 
 
-def test_a_link_that_leads_nowhere_among_many_files_is_skipped(kept, tmp_path, capsys):
-    (tmp_path / "photographs" / "train" / "red" / "dangling.png").symlink_to(tmp_path / "gone.png")
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [("gone.png", "No such file or directory"), ("dangling.png", "Too many levels of symbolic links"),
+     ("broken.png/a.png", "Not a directory")],
+)  # fmt: skip
+def test_a_link_that_leads_nowhere_among_many_files_is_skipped(kept, tmp_path, capsys, target, why):
+    (tmp_path / "photographs" / "train" / "red" / "dangling.png").symlink_to(target)
     images, _ = kept()
-    assert len(images) == 30 and "dangling.png (No such file or directory)" in capsys.readouterr().out
+    assert len(images) == 30 and f"dangling.png ({why})" in capsys.readouterr().out
     assert kept()[1] == 2, "it and the broken one"
 
 

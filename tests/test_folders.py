@@ -235,21 +235,25 @@ def test_links_to_folders_are_followed_once(tmp_path):
     assert sorted(found) == ["cat/0.png", "dog/0.png"] and closed == []
 
 
-def test_a_folder_that_may_not_be_listed_is_left_out_and_named(tmp_path, capsys, monkeypatch):
-    for name in ("cat", "dog", "secret"):
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), FileNotFoundError(2, "gone"), OSError(5, "Input/output error")]
+)
+@pytest.mark.parametrize("secret", ["secret", "dog/old/secret"])
+def test_a_folder_that_may_not_be_listed_is_left_out_and_named(tmp_path, capsys, monkeypatch, error, secret):
+    for name in ("cat", "dog", secret):
         save(tmp_path / name / "0.png")
     scan = os.scandir
 
     def refusing(path):
         if Path(path).name == "secret":
-            raise PermissionError(13, "Permission denied")
+            raise error
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
     dataset = folders.folder(tmp_path)
-    assert dataset.classes == ("cat", "dog") and "not used: secret/ (may not be listed)" in capsys.readouterr().out
+    assert dataset.classes == ("cat", "dog") and f"not used: {secret}/ (may not be listed)" in capsys.readouterr().out
     with pytest.raises(UserError, match="--data-dir .*secret: may not be listed"):
-        folders.folder(tmp_path / "secret")
+        folders.folder(tmp_path / secret)
 
 
 def test_a_pipe_called_like_an_image_is_no_image(tmp_path):

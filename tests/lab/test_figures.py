@@ -1,6 +1,8 @@
 """figures/: what is cached is not run again, what is damaged is named, pictures are drawn."""
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from invented import base, invented, lab, points_can_be_run
+from PIL import Image
 
 from figures import (
     field,
@@ -21,6 +24,7 @@ from figures import (
     fig5_lambda,
     neighbours,
     observe,
+    page,
     plots,
 )
 from figures import sweep as sweeper
@@ -283,6 +287,44 @@ def test_nearest_neighbours_are_drawn(tiny, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == str(picture) and picture.stat().st_size > 10_000
     assert neighbours.main(["nowhere"]) == 2
     assert capsys.readouterr().err.startswith("neighbours.py: nowhere: no checkpoint there")
+
+
+@pytest.mark.parametrize("kind", ["without labels", "without a test set"])
+def test_neighbours_need_no_labels_and_pictures_that_are_there_twice_are_named(pictures, tiny, tmp_path, capsys, kind):
+    folder = tmp_path / "images" / ("train" if kind == "without a test set" else "")
+    files = sorted(pictures.glob("train/*/*.png"))[::2]
+    for i, file in enumerate(files):
+        place = folder / (file.parent.name if kind == "without a test set" else "")
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{i}.png").write_bytes(file.read_bytes())
+    twice = next(folder.rglob("7.png"))
+    Image.open(twice).convert("RGB").resize((24, 24), Image.Resampling.BICUBIC).save(twice.with_name("larger.png"))
+    train(tiny(data_dir=str(tmp_path / "images"), epochs=1))
+    capsys.readouterr()
+    assert neighbours.main([tiny().out]) == 0
+    printed = capsys.readouterr().out
+    assert f"near-duplicates among {len(files) + 1} pictures:" in printed
+    pair = "(7.png = .*larger.png|larger.png = .*7.png)"
+    assert re.search(rf"^  .*{pair} \(cosine [01]\.\d+, \d\.\d%\)$", printed, re.M)
+    assert (Path(tiny().out) / "neighbours.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("script", [neighbours, page])
+@pytest.mark.parametrize("change", ["renamed", "replaced", "added"])
+def test_a_picture_of_a_run_is_not_drawn_from_other_images(pictures, tiny, tmp_path, capsys, script, change):
+    shutil.copytree(pictures, tmp_path / "images")
+    train(tiny(epochs=1, data_dir=str(tmp_path / "images")))
+    before = sorted(Path(tiny().out).iterdir())
+    first, second = sorted((tmp_path / "images" / "train").rglob("*.png"))[:2]
+    if change == "added":
+        (first.parent / "new.png").write_bytes(second.read_bytes())
+    else:
+        first.rename(first.with_name("other.png") if change == "renamed" else second)
+    assert script.main([tiny().out]) == 2
+    said = capsys.readouterr().err
+    assert f"{script.__name__.split('.')[1]}.py: {tiny().out}: " in said and "of its 96 images are gone" in said
+    assert said.count("\n") == 1 and sorted(Path(tiny().out).iterdir()) == before
+    assert script.main([tiny().out, "--data-dir", str(pictures)]) == 0
 
 
 def test_the_table_of_costs_has_time_and_memory(tiny):

@@ -226,7 +226,7 @@ def test_mistakes_are_one_line_and_leave_the_page_as_it_was(run, tmp_path, pictu
         (fewer / file.name).write_bytes(file.read_bytes())
     config = json.loads((run / "config.json").read_text())
     assert config["batch_size"] == 16
-    refused("its bank has 96 rows, one per image, but there are", run, "--data-dir", fewer.parent.parent)
+    refused("of its 96 images are gone, renamed or changed", run, "--data-dir", fewer.parent.parent)
 
     measured = (run / "eval.json").read_text()
     try:

@@ -1,0 +1,64 @@
+"""Settings that follow from the pictures: how many train, and how large they are.
+
+`settings` is the table. `chosen` applies it to a folder, beneath the flags that were given.
+"""
+
+import statistics
+from pathlib import Path
+
+from plumbing.command_line import flag
+from plumbing.files import sample, say
+from plumbing.folders import layout_of
+
+# Shorter side of the pictures, pixels    views, the network for them, whole images in evaluation
+SIDES = (
+    (96,                                  dict(size=96, eval_size=128, arch="resnet10", width=64)),
+    (48,                                  dict(size=48, eval_size=64, arch="resnet10", width=32)),
+    (0,                                   dict(size=24, eval_size=0, arch="resnet10", width=32)),
+)  # fmt: skip
+
+# Pictures that train, fewer than    length and step; without a row: the defaults
+COUNTS = (
+    (2_500,                          dict(batch_size=64, epochs=100)),
+    (8_000,                          dict(batch_size=128, lr=0.05, epochs=60)),
+)  # fmt: skip
+
+BANK = dict(bank_momentum=0.75, window=1024, visits=16)  # window 0, all pictures, if there are no more
+
+# What was chosen together with a setting goes if the setting's flag is given.
+TOGETHER = {"size": {"eval_size"}, "arch": {"width"}, "batch_size": {"lr"}, "optimizer": {"lr"}}
+
+
+def settings(count: int, side: int) -> dict:
+    """The settings for `count` pictures whose shorter side is typically `side` pixels."""
+    views = next(row for least, row in SIDES if side >= least)
+    length = next((row for limit, row in COUNTS if count < limit), {})
+    values = views | length | BANK
+    values["size"] = min(values["size"], max(1, side))
+    if "batch_size" in values:
+        values["batch_size"] = min(values["batch_size"], max(2, count))
+    return values if count > values["window"] else values | {"window": 0}
+
+
+def chosen(given: dict) -> dict:
+    """The settings that follow from the folder which the flags in `given` name, and says them.
+
+    What a flag sets is left out. Reads the folder's listing, and the headers of a sample of its
+    pictures. Raises UserError where the listing has no layout.
+    """
+    if given.get("dataset") != "folder" or "data_dir" not in given:
+        return {}
+    root = Path(given["data_dir"])
+    names = [name for name, _ in layout_of(root).train]
+    sizes, _ = sample([root / name for name in names])
+    if not sizes:
+        return {}  # decoding says why none can be read
+    count = max(0, len(names) - given.get("holdout", 0))
+    count = min(count, given.get("subset") or count)
+    side = round(statistics.median(map(min, sizes)))
+    gone = given.keys() | {name for key in given.keys() & TOGETHER.keys() for name in TOGETHER[key]}
+    values = {name: value for name, value in settings(count, given.get("size", side)).items() if name not in gone}
+    if values:
+        flags = " ".join(f"{flag(name)} {value}" for name, value in values.items())
+        say(f"{count} pictures train, shorter side {side}, so: {flags} (a flag overrides one, --recipe laptop all)")
+    return values
