@@ -40,15 +40,15 @@ def settings(count: int, side: int) -> dict:
     return values if count > values["window"] else values | {"window": 0}
 
 
-def chosen(given: dict) -> dict:
-    """The settings that follow from the folder which the flags in `given` name, and says them.
+def chosen(dataset: str, data_dir: str, given: dict) -> dict:
+    """The settings that follow from the pictures in data_dir, if dataset is "folder"; it says them.
 
-    What a flag sets is left out. Reads the folder's listing, and the headers of a sample of its
-    pictures. Raises UserError where the listing has no layout.
+    What the flags in `given` set is left out. Reads the folder's listing, and the headers of a
+    sample of its pictures. Raises UserError where the listing has no layout.
     """
-    if given.get("dataset") != "folder" or "data_dir" not in given:
+    if dataset != "folder":
         return {}
-    root = Path(given["data_dir"])
+    root = Path(data_dir)
     names = [name for name, _ in layout_of(root).train]
     sizes, _ = sample([root / name for name in names])
     if not sizes:

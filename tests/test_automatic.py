@@ -132,6 +132,12 @@ def test_mistakes_are_told_before_the_folder_is_read(folder, monkeypatch):
         configured(folder(), "--size", "-1")
 
 
+def test_the_folder_that_is_meant_without_data_dir_chooses_too(folder, monkeypatch):
+    place = folder(name="data")
+    monkeypatch.chdir(place.parent)
+    assert configure(Config, RECIPES, ["--dataset", "folder"], "", automatic=True)[0].size == 96
+
+
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(UserError, match="--data-dir .*nowhere: no such folder"):
         configured(tmp_path / "nowhere")
