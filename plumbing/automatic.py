@@ -26,7 +26,7 @@ COUNTS = (
 BANK = dict(bank_momentum=0.75, window=1024, visits=16)  # window 0, all pictures, if there are no more
 
 # What was chosen together with a setting goes if the setting's flag is given.
-TOGETHER = {"size": {"eval_size"}, "arch": {"width"}, "batch_size": {"lr"}, "optimizer": {"lr"}}
+TOGETHER = {"size": {"eval_size"}, "arch": {"width"}, "batch_size": {"lr"}, "optimizer": {"lr"}, "window": {"visits"}}
 
 
 def settings(count: int, side: int) -> dict:
@@ -37,18 +37,21 @@ def settings(count: int, side: int) -> dict:
     values["size"] = min(values["size"], max(1, side))
     if "batch_size" in values:
         values["batch_size"] = min(values["batch_size"], max(2, count))
-    return values if count > values["window"] else values | {"window": 0}
+    if count <= values["window"]:
+        values["window"] = 0
+        del values["visits"]
+    return values
 
 
-def chosen(given: dict) -> dict:
-    """The settings that follow from the folder which the flags in `given` name, and says them.
+def chosen(dataset: str, data_dir: str, given: dict) -> dict:
+    """The settings that follow from the pictures in data_dir, if dataset is "folder"; it says them.
 
-    What a flag sets is left out. Reads the folder's listing, and the headers of a sample of its
-    pictures. Raises UserError where the listing has no layout.
+    What the flags in `given` set is left out. Reads the folder's listing, and the headers of a
+    sample of its pictures. Raises UserError where the listing has no layout.
     """
-    if given.get("dataset") != "folder" or "data_dir" not in given:
+    if dataset != "folder":
         return {}
-    root = Path(given["data_dir"])
+    root = Path(data_dir)
     names = [name for name, _ in layout_of(root).train]
     sizes, _ = sample([root / name for name in names])
     if not sizes:

@@ -181,7 +181,7 @@ def configure(config_class, recipes: dict, argv: list[str] | None, description: 
             raise UserError(f"{flag(name)} means nothing with {why}: leave it out")
     refuse_to_replace(config.folder(), overwrite)
     if automatic and not recipe:
-        config = replace(config, **chosen(given))
+        config = replace(config, **chosen(config.dataset, config.data_dir, given))
     config.overwrite = overwrite
     return config, None
 

@@ -113,7 +113,7 @@ def test_other_datasets_and_other_programs_keep_the_defaults(folder, capsys):
 
     place, out = folder(), ["--out", str(folder().parent / "run")]
     assert configured(place, automatic=False).size == Config.size
-    assert configure(Config, RECIPES, ["--data-dir", str(place), *out], "", automatic=True)[0].size == Config.size
+    assert configure(Config, RECIPES, ["--dataset", "shapes", *out], "", automatic=True)[0].size == Config.size
     line = ["--dataset", "folder", "--data-dir", str(place), *out]
     assert configure(LabConfig, RECIPES, line, "")[0].size == Config.size
     assert not capsys.readouterr().out
@@ -130,6 +130,12 @@ def test_mistakes_are_told_before_the_folder_is_read(folder, monkeypatch):
     monkeypatch.setattr(automatic, "layout_of", lambda root: pytest.fail("it was read"))
     with pytest.raises(UserError, match="--size must be greater than 0"):
         configured(folder(), "--size", "-1")
+
+
+def test_the_folder_that_is_meant_without_data_dir_chooses_too(folder, monkeypatch):
+    place = folder(name="data")
+    monkeypatch.chdir(place.parent)
+    assert configure(Config, RECIPES, ["--dataset", "folder"], "", automatic=True)[0].size == 96
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
