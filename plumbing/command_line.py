@@ -33,7 +33,7 @@ def loaded(loader):
     """The batches of a torch DataLoader. Raises DataLost, in one line, for what fails in it."""
     try:
         batches = iter(loader)
-        if loader.num_workers:
+        if getattr(loader, "num_workers", 0):
             with suppress(AttributeError, ValueError):  # Windows, and threads that are not the main one
                 # For a worker that is killed, torch's handler would raise in the middle of a step.
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -133,7 +133,7 @@ def test_where_features_cannot_go_is_told_before_any_work(run, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(eval_linear, "read_checkpoint", lambda *_: pytest.fail("it began to work"))
     assert eval_linear.main([str(run), "--features", place]) == 2
-    assert capsys.readouterr().err.startswith(f"eval_linear.py: --features {place}: ")
+    assert capsys.readouterr().err.startswith(f"eval_linear.py: argument --features: {place}: ")
 
 
 # ----------------------------------------------------------------------------------------- --labels
