@@ -29,12 +29,16 @@ def output(place: str | Path) -> Path:
     """
     path, problem = Path(os.path.realpath(place)), ""
     try:
-        if path.exists() and not path.is_file():
-            problem = "a folder, a device or a pipe"
+        if path.is_dir():
+            problem = "a folder; name a file in it"
+        elif not path.parent.is_dir():
+            problem = f"the folder {Path(place).parent} does not exist; make it first"
+        elif path.exists() and not path.is_file():
+            problem = "a device or a pipe; name a file"
         elif path.name in RUN_FILES and (path.parent / "last.pt").exists():
-            problem = "belongs to a run, which needs it"
+            problem = "belongs to a run, which needs it; name another file"
         elif path.exists() and any(os.path.samestat(path.stat(), os.fstat(number)) for number in (1, 2)):
-            problem = "this program prints there already"
+            problem = "this program prints there already; name another file"
         else:
             _beside(path).touch()
             _beside(path).unlink()
@@ -43,7 +47,7 @@ def output(place: str | Path) -> Path:
     except OSError as error:
         problem = f"cannot be written ({error.strerror})"
     if problem:
-        raise UserError(f"{place}: {problem}; name a file in a folder that exists")
+        raise UserError(f"{place}: {problem}")
     return Path(place)
 
 

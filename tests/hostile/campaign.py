@@ -74,7 +74,7 @@ class Hang(BaseException):
     pass
 
 
-def ended(call, seconds: int = 60) -> tuple[object, str]:
+def ended(call, seconds: int = 300) -> tuple[object, str]:
     """The exit status of call(), and what it printed to stderr; for a traceback, its last line."""
 
     def hang(*_):
