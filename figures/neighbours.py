@@ -123,7 +123,7 @@ def name_duplicates(encoder: Encoder, dataset: Dataset, size: int, device, most:
     """Print the near-duplicates among at most `most` files of the dataset; others have no names."""
     features, pixels, names = [], [], []
     for images in (dataset.train, dataset.test):
-        if images and images.paths:
+        if images and images.paths and len(names) < most:
             images = images.take(random_images(images, most - len(names)))
             features.append(extract(encoder, images, size, device))
             pixels.append(thumbnails(images))

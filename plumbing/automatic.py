@@ -20,7 +20,7 @@ SIDES = (
 # Pictures that train, fewer than    length and step; without a row: the defaults
 COUNTS = (
     (2_500,                          dict(batch_size=64, epochs=100)),
-    (8_000,                          dict(batch_size=128, lr=0.05, epochs=60)),
+    (4_000,                          dict(batch_size=128, lr=0.05, epochs=60)),
 )  # fmt: skip
 
 BANK = dict(bank_momentum=0.75, window=1024, visits=16)  # window 0, all pictures, if there are no more

@@ -287,7 +287,6 @@ def python() -> str:
 
 
 def next_step(run: str, labelled: bool, program: str = "eval_linear.py") -> str:
-    """What to do with a finished run: evaluate it, or look at it if its images have no labels."""
-    if labelled:
-        return f"evaluate it with: {python()} {program} {run}"
-    return f"its images have no labels to evaluate with; look at it with: {python()} figures/page.py {run}"
+    """What to do with a finished run: evaluate it, and look at it if its images have no labels."""
+    words = f"evaluate it with: {python()} {program} {run}"
+    return words if labelled else f"{words} (it needs no labels); look at it with: {python()} figures/page.py {run}"

@@ -44,8 +44,8 @@ def configured(place, *flags, **options):
         (3068, 160, LARGE | dict(batch_size=128, lr=0.05, epochs=60, window=1024)),
         (2500, 96, LARGE | dict(batch_size=128, lr=0.05, epochs=60, window=1024)),
         (2499, 95, MIDDLE | dict(batch_size=64, epochs=100, window=1024)),
-        (8000, 48, MIDDLE | dict(window=1024)),
-        (7999, 47, SMALL | dict(batch_size=128, epochs=60, window=1024)),
+        (4000, 48, MIDDLE | dict(window=1024)),
+        (3999, 47, SMALL | dict(batch_size=128, epochs=60, window=1024)),
         (50_000, 32, SMALL | dict(window=1024)),
         (1024, 32, SMALL | dict(batch_size=64, epochs=100, window=0)),
         (1025, 20, SMALL | dict(size=20, batch_size=64, window=1024)),
@@ -55,7 +55,7 @@ def configured(place, *flags, **options):
 )
 def test_settings_follow_from_count_and_side(count, side, expected):
     chosen = settings(count, side)
-    assert expected.items() <= chosen.items() and (count < 8000) == ("epochs" in chosen)
+    assert expected.items() <= chosen.items() and (count < 4000) == ("epochs" in chosen)
     assert (chosen["size"] <= 64) == (chosen["width"] == 32), "width 32 goes with the small stem, which ends at 64"
     Config(**chosen).check()
 
@@ -191,7 +191,7 @@ def test_the_docs_show_the_tables_as_they_are():
         size, whole, network = rows[name]
         assert size.startswith(str(values["size"])) and network == f"{values['arch']}, {values['width']}"
         assert whole == str(values["eval_size"] or "their own, up to 4/3 of `--size`")
-    for name, count in (("fewer than 2 500", 2499), ("2 500 to 7 999", 2500), ("8 000 and more", 8000)):
+    for name, count in (("fewer than 2 500", 2499), ("2 500 to 3 999", 2500), ("4 000 and more", 4000)):
         chosen = settings(count, 100)
         wanted = [str(chosen.get(key, "the default")) for key in ("batch_size", "lr", "epochs")]
         assert rows[name] == wanted
