@@ -33,8 +33,8 @@ def output(place: str | Path) -> Path:
             problem = "a folder; name a file in it"
         elif not path.parent.is_dir():
             problem = f"the folder {Path(place).parent} does not exist; make it first"
-        elif path.exists() and not path.is_file():
-            problem = "a device or a pipe; name a file"
+        elif path.is_symlink() or (path.exists() and not path.is_file()):
+            problem = "a device, a pipe or a link in a circle; name a file"
         elif path.name in RUN_FILES and (path.parent / "last.pt").exists():
             problem = "belongs to a run, which needs it; name another file"
         elif path.exists() and any(os.path.samestat(path.stat(), os.fstat(number)) for number in (1, 2)):

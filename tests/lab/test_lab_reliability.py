@@ -111,7 +111,7 @@ def test_options_that_a_bank_ignores_are_refused(capsys):
 def test_the_letters_of_break_it_go_to_no_device(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(break_it, "histories", None)  # no work begins
     (tmp_path / "break_it.png").symlink_to("/dev/null")
-    refused(capsys, break_it.main, ["--out", tmp_path], "break_it.png: a device or a pipe")
+    refused(capsys, break_it.main, ["--out", tmp_path], "break_it.png: a device, a pipe")
     refused(capsys, break_it.main, ["--out", "/proc/x"], "/proc/x")
 
 
