@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from plumbing import cache
-from plumbing.ahead import Ahead
 from plumbing.command_line import UserError, loaded
 
 UNREADABLE = (Exception,)  # Pillow's readers raise a dozen kinds for damaged files, some of them RuntimeError
@@ -177,7 +176,7 @@ class Images:
     fit: str = "crop"
     span: Range | None = None
     root: Path | None = None
-    ahead: Ahead | None = field(default=None, init=False, repr=False)  # no copy has it: numbers are others there
+    ahead: "Ahead | None" = field(default=None, init=False, repr=False)  # no copy has it: numbers are others there
 
     def __len__(self) -> int:
         return len(self.paths if self.pixels is None else self.pixels)
@@ -253,6 +252,35 @@ class Images:
         finally:
             self.ahead.close()
             self.ahead = None
+
+
+class Ahead:
+    """The images of this window and of the next, by number, as they are read in threads.
+
+    read(i) gives image i as (uint8 (3, S, S), i). At most as many images are held as the two
+    windows have.
+    """
+
+    def __init__(self, read, workers: int):
+        self.read, self.pool = read, ThreadPoolExecutor(max(1, workers))
+        self.images: dict[int, Future] = {}
+
+    def hold(self, window: Tensor, following: Tensor) -> None:
+        """Begin to read what is missing of the images (W,) of both; what is in neither goes."""
+        wanted = dict.fromkeys([*window.tolist(), *following.tolist()])  # this window's first
+        self.images = {i: self.images.get(i) or self.pool.submit(self.read, i) for i in wanted}
+
+    def holds(self, order: Tensor) -> bool:
+        return all(i in self.images for i in order.tolist())
+
+    def batches(self, numbers: list[list[int]]):
+        """Yields (pixels uint8 (B, 3, S, S), index (B,)); raises what read raised."""
+        for batch in numbers:
+            yield torch.stack([self.images[i].result()[0] for i in batch]), torch.tensor(batch)
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.images = {}
 
 
 def _leave_ctrl_c_to_the_main_process(_: int) -> None:

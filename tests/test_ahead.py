@@ -10,8 +10,8 @@ import torch
 import train as program
 from data import windows
 from plumbing import files
-from plumbing.ahead import Ahead
 from plumbing.command_line import UserError
+from plumbing.files import Ahead
 from plumbing.runs import read_checkpoint
 from train import load_dataset, train
 
