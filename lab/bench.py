@@ -241,13 +241,14 @@ def field(device: torch.device, repeats: int, scale: float) -> dict:
     """images/s and memory of whole steps on one backbone, ours and those of two-branch methods.
 
     "activations" is what the forward pass leaves for the backward pass, "step" the peak of a whole
-    step. ratio is the smallest lead over a two-branch method.
+    step. ratio is the smallest lead over a two-branch method. All step with SGD, because Muon's
+    share depends on how wide a method's heads are.
     """
     from lab.baselines import METHODS, TwoBranches
 
     batch = 64 if device.type == "cpu" else 256
     config = LabConfig(arch="resnet18", size=32, dim=128, hidden=512, batch_size=batch, device=device.type)
-    config = shrink(config, scale)
+    config = shrink(replace(config, optimizer="sgd"), scale)
     count, batch = max(2 * config.batch_size, int(50_000 * scale)), config.batch_size
     images = noise(max(1024, batch)).to(device)
     calls = {"ours": calls_of(Pretraining(config, count, device), images, count)}

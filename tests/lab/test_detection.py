@@ -347,7 +347,7 @@ def test_the_command_prints_a_table_and_writes_fractions(run, coco, tmp_path, ca
         (["nowhere"], "nowhere: no checkpoint there"),
         (["RUN", "--epochs", "0"], "--epochs and --batch-size must be at least 1"),
         (["RUN", "--lr", "nan"], "--lr greater than 0"),
-        (["RUN", "--json", "not/there/x.json"], "--json not/there/x.json: the folder not/there does not exist"),
+        (["RUN", "--json", "not/there/x.json"], "--json: not/there/x.json: the folder not/there does not exist"),
         (["RUN", "--device", "tpu"], "--device: device 'tpu' is not available"),
         (["RUN", "--subset", "201"], "--subset 201: there are 200 training and 200 test images"),
         (["RUN", "--dataset", "coco", "--data-dir", "no"], "--data-dir no: no annotations/instances_train*.json"),
