@@ -247,7 +247,7 @@ def train(
                     break
         if log.step < log.total:
             log.interrupted(stop.signal)
-    return log.history[-1] | {"out": str(log.path), "labelled": bool(dataset.labelled and dataset.test)}
+    return log.history[-1] | {"out": str(log.path), "tested": bool(dataset.test)}
 
 
 def figures(run, dataset: Dataset, log: Journal, watch) -> dict:
@@ -273,7 +273,7 @@ def main(argv: list[str] | None = None) -> None:
     config, checkpoint = configure(Config, RECIPES, argv, __doc__.split("\n")[0], automatic=True)
     result = train(config, checkpoint, build=with_own_files(Pretraining, config.bank, config.loss))
     print(f"done in {result['seconds']:.0f} s: loss {result['loss']:.3f}{said(result)}")
-    print(next_step(result["out"], result["labelled"]))
+    print(next_step(result["out"], result["tested"]))
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ def run(argv: list[str] | None = None) -> int:
         return 1
     if ranks.first():
         print(f"done in {result['seconds']:.0f} s: loss {result['loss']:.3f}{said(result)}")
-        print(next_step(result["out"], result["labelled"], "-m lab.evaluate"))
+        print(next_step(result["out"], result["tested"], "-m lab.evaluate"))
     return 0
 
 

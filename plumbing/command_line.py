@@ -286,7 +286,8 @@ def python() -> str:
     return str(executable.relative_to(home)) if executable.is_relative_to(home) else str(executable)
 
 
-def next_step(run: str, labelled: bool, program: str = "eval_linear.py") -> str:
-    """What to do with a finished run: evaluate it, and look at it if its images have no labels."""
-    words = f"evaluate it with: {python()} {program} {run}"
-    return words if labelled else f"{words} (it needs no labels); look at it with: {python()} figures/page.py {run}"
+def next_step(run: str, tested: bool, program: str = "eval_linear.py") -> str:
+    """What to do with a finished run: evaluate it, or look at it if no images are kept for that."""
+    if tested:
+        return f"evaluate it with: {python()} {program} {run}"
+    return f"no images are kept to evaluate it with; look at it with: {python()} figures/page.py {run}"

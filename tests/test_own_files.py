@@ -1,15 +1,19 @@
 """A student's own bank and losses train in place of ours; hints print commands that work."""
 
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import train as program
 from eval_linear import main as evaluate
-from plumbing.command_line import next_step, python
+from plumbing import shapes
+from plumbing.command_line import python
 from plumbing.image_ops import MEAN, STD
 from train import main
 
@@ -86,15 +90,18 @@ def test_the_hints_name_a_python_that_has_the_environment(tmp_path):
     assert Path(said).exists() and said != "python"
 
 
-def test_a_run_without_labels_is_not_sent_to_an_evaluation_that_refuses(flags, pictures, tmp_path, capsys):
+@pytest.mark.parametrize("count, kept", [(64, False), (220, True)])
+def test_a_run_without_labels_is_sent_to_an_evaluation_that_works_or_to_none(count, kept, flags, tmp_path, capsys):
     flat = tmp_path / "flat"
     flat.mkdir()
-    for i, picture in enumerate(sorted(pictures.rglob("*.png"))[:64]):
-        shutil.copy(picture, flat / f"{i}.png")
-    assert main(flags(data_dir=flat)) == 0
+    for i, image in enumerate(shapes.draw(count, 0, size=16)[0]):
+        Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(flat / f"{i}.png")
+    assert main(flags(data_dir=flat, epochs=1)) == 0
     said = capsys.readouterr().out
-    assert "figures/page.py" in said and "evaluate it with" not in said
-    assert "evaluate it with" in next_step("runs/x", True)
+    found = re.findall(r"evaluate it with: \S+ eval_linear\.py (\S+)", said)
+    assert len(found) == kept and kept != ("figures/page.py" in said)
+    for run in found:
+        assert evaluate([run, "--device", "cpu"]) == 0 and "recovered" in capsys.readouterr().out.lower()
 
 
 def test_an_exported_backbone_says_how_its_images_are_prepared(flags, tmp_path, capsys):
