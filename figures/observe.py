@@ -11,6 +11,7 @@ from eval_linear import knn_monitor
 from loss import nce, sqrt_kl
 from plumbing.features import random_images
 from plumbing.files import Dataset
+from plumbing.quality import perplexity
 from train import Config, Pretraining
 
 RANKS = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512, 724, 1024, 1448, 2048)
@@ -28,11 +29,6 @@ def spectrum(weight: Tensor) -> Tensor:
     gram = centred.T @ centred if len(weight) > weight.shape[1] else centred @ centred.T  # the smaller: far cheaper
     squared = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
     return squared / squared.sum()
-
-
-def perplexity(shares: Tensor) -> Tensor:
-    """exp of the entropy along the last dimension: the number of equal shares as evenly spread."""
-    return torch.special.entr(shares).sum(-1).exp()
 
 
 def reach(similarity: Tensor, target: Tensor, config: Config) -> tuple[float, float]:

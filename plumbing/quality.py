@@ -28,8 +28,12 @@ def effective_rank(features: Tensor) -> float:
     exp of the entropy of the singular values' shares, which are summed to 1.
     """
     values = torch.linalg.svdvals(features.double())  # (min(N, F),)
-    shares = values / values.sum().clamp(min=1e-30)
-    return float((-(shares * shares.clamp(min=1e-30).log()).sum()).exp())
+    return perplexity(values / values.sum().clamp(min=1e-30)).item()
+
+
+def perplexity(shares: Tensor) -> Tensor:
+    """exp of the entropy along the last dimension: the number of equal shares as evenly spread."""
+    return torch.special.entr(shares).sum(-1).exp()
 
 
 def recovered(first: Tensor, second: Tensor) -> float:

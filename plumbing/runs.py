@@ -74,9 +74,8 @@ def _check_content(checkpoint: dict) -> None:
     for state in (checkpoint["encoder"], bank):
         _check_types(state, dict.fromkeys(state, Tensor))
     for row in checkpoint["history"]:
-        names = (
-            ["epoch", "step", "loss", "lr", "seconds"] + ["nce"] * bool(bank) + [name for name in LOOKS if name in row]
-        )
+        names = ["epoch", "step", "loss", "lr", "seconds"] + ["nce"] * bool(bank)
+        names += [name for name in LOOKS if name in row]
         _check_types(row, dict.fromkeys(names, NUMBER))
     if bank and bank["weight"].ndim != 2:
         raise UserError("its bank has no rows")

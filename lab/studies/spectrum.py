@@ -16,13 +16,13 @@ import torch
 
 from eval_linear import evaluate
 from figures import plots
-from figures.observe import perplexity
 from figures.sweep import figure
 from lab.backbones import encoder_of
 from lab.studies import search
 from lab.train import LabConfig
 from plumbing.files import Dataset
 from plumbing.optimizer import optimizer_of, orthogonalise
+from plumbing.quality import perplexity
 
 SHOWN = 40  # singular values kept per matrix
 
