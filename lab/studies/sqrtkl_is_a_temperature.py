@@ -29,7 +29,7 @@ def acts_as(tau: float, lam: float, kl_temperature: float = 1.0) -> float:
 
 
 def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
-    base = fig3.points(base, scale)[fig3.WITHOUT if scale != "laptop" else f"{next(iter(fig3.RULES))}{fig3.WITHOUT}"]
+    base = next(iter(fig3.points(base, scale).values()))  # without SqrtKL
     base = replace(base, bank_update="npid", temperature=0.2)
     lower = acts_as(base.temperature, LAM)
     factor = lower / base.temperature
@@ -57,8 +57,7 @@ def table(runs: list[dict]) -> str:
 
 def draw(runs: list[dict], path) -> None:
     picture, axes = plots.plt.subplots(1, 3, figsize=(13, 4.2), constrained_layout=True)
-    colours = list(plots.MARKERS)
-    for name, colour in zip(dict.fromkeys(run["name"] for run in runs), colours):
+    for name, colour in zip(dict.fromkeys(run["name"] for run in runs), plots.MARKERS, strict=True):
         own = [run for run in runs if run["name"] == name]
         looked = [row["epoch"] for row in own[0]["epochs"] if "knn" in row]
         plots.band(axes[0], looked, 100 * plots.history(runs, name, "knn"), colour, name)
