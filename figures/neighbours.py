@@ -115,7 +115,7 @@ def draw(checkpoint: dict, dataset: Dataset, path: Path, k: int = 6) -> None:
     for name, own, axis, blue in zip(("untrained", "trained"), share, axes[0, [1, k + 2]], ("", " (blue)")):
         words = "" if own is None else f": {own:.0%} of the same class{blue}"
         axis.set_title(f"nearest, {name}{words}", fontsize=9, loc="left")
-    figure.savefig(path, dpi=80, format="png")
+    figure.savefig(path, dpi=110, format="png")
     plt.close(figure)
 
 
