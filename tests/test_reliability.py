@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
+from processes import Forked
 
 import eval_linear
 import train as program
@@ -117,16 +119,19 @@ def test_a_failed_clean_up_does_not_hide_why_the_writing_failed(tmp_path, monkey
 # ----------------------------------------------------------------------------------- 2. two at once
 
 
-def test_a_folder_belongs_to_one_run_at_a_time(flags, tmp_path):
+def test_a_folder_belongs_to_one_run_at_a_time(tiny, tmp_path):
     """The lock of another process is a refusal, and ends with that process."""
-    code = "import time; from pathlib import Path; from plumbing.outputs import locked"
-    code += f"\nwith locked(Path({str(tmp_path / 'run')!r})): print('held', flush=True); time.sleep(600)"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
-        assert other.stdout.readline() == "held\n"
+
+    def hold(_):
+        with locked(tmp_path / "run", "busy"):
+            (tmp_path / "held").touch()
+            time.sleep(600)
+
+    with Forked(hold) as other:
+        other.wait_for((tmp_path / "held").exists)
         with pytest.raises(UserError, match="another process is training there"):
-            train(Config(**(TINY | dict(out=str(tmp_path / "run"), dataset="shapes", subset=32))))
+            train(tiny())
         assert list((tmp_path / "run").iterdir()) == []
-        other.kill()
     with locked(tmp_path / "run", "busy"), locked(tmp_path / "run", "busy"):
         assert len(HELD) == 1, "a lock that is held already is no obstacle"
     assert not HELD
@@ -408,16 +413,11 @@ def test_a_small_shared_memory_is_one_line_that_says_what_helps(flags, tmp_path)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_signal_to_the_whole_group_is_saved_like_one_to_the_run(flags, tmp_path, workers):
     """As `timeout` and schedulers send it: the workers end at once, the run saves."""
-    line = [sys.executable, str(ROOT / "train.py"), *flags(**(ON_DISK | dict(workers=workers, epochs=1000)))]
-    with subprocess.Popen(
-        line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
-    ) as run:
-        while not (tmp_path / "run" / "last.pt").exists():
-            assert run.poll() is None
-            time.sleep(0.05)
-        os.killpg(run.pid, signal.SIGTERM)
-        error = run.communicate(timeout=100)[1]
-    assert run.returncode == 143 and "Traceback" not in error, error
+    with Forked(program.main, flags(**(ON_DISK | dict(workers=workers, epochs=1000))), os.setsid) as process:
+        process.wait_for((tmp_path / "run" / "last.pt").exists)
+        os.killpg(process.pid, signal.SIGTERM)
+        status, _, error = process.ended()
+    assert status == 143 and "Traceback" not in error, error
     step = int(re.search(r"stopped after step (\d+) of 6000, saved", error.splitlines()[-1])[1])
     assert read_checkpoint(str(tmp_path / "run"))["step"] == step
 
@@ -492,15 +492,6 @@ def test_ctrl_c_during_the_imports_is_one_line(script):
 # ------------------------------------------------------------------------------- no permission
 
 
-AS_NOBODY = """
-import os, sys
-import train, eval_linear
-if not os.getuid():
-    os.setgroups([]), os.setgid(65534), os.setuid(65534)
-sys.exit(globals()[sys.argv[1]].main(sys.argv[2:]))
-"""
-
-
 @pytest.fixture
 def closed(run, pictures):
     """A folder with images and a run, in which the user "nobody" may write to own/ alone."""
@@ -522,27 +513,36 @@ def closed(run, pictures):
 
 
 LACKING = {
-    "a run's folder": "train --dataset folder --data-dir images --batch-size 16 --out new",
-    "a run to go on with": "train --resume run --data-dir images",
-    "figures": "eval_linear run --json x.json",
-    "figures of old": "eval_linear run --json own/closed.json",
-    "an export": "eval_linear run --export x.pt",
-    "a checkpoint": "eval_linear own/closed.pt",
-    "images": "train --dataset folder --data-dir closed --out own/x",
+    "a run's folder": "--dataset folder --data-dir images --batch-size 16 --out new",
+    "a run to go on with": "--resume run --data-dir images",
+    "figures": "run --json x.json",
+    "figures of old": "run --json own/closed.json",
+    "an export": "run --export x.pt",
+    "a checkpoint": "own/closed.pt",
+    "images": "--dataset folder --data-dir closed --out own/x",
 }
 
 
 @pytest.mark.parametrize("name", LACKING)
 def test_a_place_without_permission_is_one_line(closed, name):
     before = sorted(path.name for path in closed.rglob("*"))
-    line = [sys.executable, "-c", AS_NOBODY, *LACKING[name].split()]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
-    ended = subprocess.run(line, cwd=closed, env=env, capture_output=True, text=True, timeout=200)
-    assert ended.returncode == 2 and len(ended.stderr.splitlines()) == 1, ended.stderr
+
+    def as_nobody():
+        os.chdir(closed)
+        if not os.getuid():
+            os.setgroups([]), os.setgid(65534), os.setuid(65534)
+
+    main = program.main if LACKING[name].startswith("--") else eval_linear.main
+    with Forked(main, LACKING[name].split(), as_nobody) as process:
+        status, _, error = process.ended()
+    assert status == 2 and len(error.splitlines()) == 1, error
     assert sorted(path.name for path in closed.rglob("*")) == before
 
 
 def test_the_campaign_finds_no_failure_in_a_few_cases_of_every_kind():
-    line = [sys.executable, str(ROOT / "tests" / "hostile" / "campaign.py"), "--count", "3"]
-    ended = subprocess.run(line, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert ended.returncode == 0 and ended.stdout.endswith("0 failed\n"), ended.stdout + ended.stderr
+    def campaign(words):
+        return runpy.run_path(str(ROOT / "tests" / "hostile" / "campaign.py"))["main"](words)
+
+    with Forked(campaign, ["--count", "3"]) as process:
+        status, printed, error = process.ended(300)
+    assert status == 0 and printed.endswith("0 failed\n"), printed + error

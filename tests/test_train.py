@@ -5,28 +5,24 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from processes import Forked
 
 import eval_linear
 import train as program
 from bank import MemoryBank
 from data import seed_of, shuffled
 from loss import nce, sqrt_kl
-from plumbing import command_line
+from plumbing import command_line, runs
 from plumbing.command_line import UserError, python
 from plumbing.outputs import save_tensors
-from plumbing.runs import Interrupted, Journal, configure, migrate_config, read_checkpoint
+from plumbing.runs import Interrupted, Journal, configure, draw_progress, migrate_config, read_checkpoint
 from train import RECIPES, Config, Pretraining, learning_rate, load_dataset, train
-
-ROOT = Path(__file__).parent.parent
 
 
 def assert_same(one, other, where="checkpoint"):
@@ -265,53 +261,30 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny, tmp_pat
     assert not torch.equal(a["bank"]["weight"], c["bank"]["weight"])
 
 
-def start(arguments, **options):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *arguments],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
-def wait_for(condition, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_killed_twice_and_resumed_equals_uninterrupted_to_the_last_bit(flags, tmp_path):
     """A real run, killed, resumed, stopped by SIGTERM in the middle of an epoch, and resumed."""
     options = dict(epochs=4, batch_size=8, negatives=20, cutmix=0.5, lam=2.0, seed=4, knn_every=4)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    for_reference = start(flags(out=whole, **options))  # in a process too: equal bits need equal threads
-    for_reference.communicate()
-    assert for_reference.returncode == 0
+    with Forked(program.main, flags(out=whole, **options)) as process:  # one too: equal bits need equal threads
+        assert process.ended()[0] == 0
 
-    process = start(flags(out=broken, **options))
-    wait_for((broken / "last.pt").exists, process)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    process.communicate()
+    with Forked(program.main, flags(out=broken, **options)) as process:
+        process.wait_for((broken / "last.pt").exists)
+        process.kill()
+        assert process.ended()[0] == -signal.SIGKILL
     at_kill = read_checkpoint(broken)["step"]
     assert 12 <= at_kill < 4 * 12
 
-    process = start(["--resume", str(broken)])
-    wait_for(lambda: read_checkpoint(broken)["step"] > at_kill, process)
-    process.terminate()
-    _, said = process.communicate()
-    if process.returncode != 0:  # it may just have finished
-        assert process.returncode == 128 + signal.SIGTERM
-        assert (
-            said.splitlines()[-1].endswith(f"go on with: {python()} train.py --resume {broken}")
-            and "Traceback" not in said
-        )
-        process = start(["--resume", str(broken)])
-        process.communicate()
-        assert process.returncode == 0
+    with Forked(program.main, ["--resume", broken]) as process:
+        process.wait_for(lambda: read_checkpoint(broken)["step"] > at_kill)
+        process.terminate()
+        status, _, said = process.ended()
+    if status != 0:  # it may just have finished
+        assert status == 128 + signal.SIGTERM
+        assert said.splitlines()[-1].endswith(f"go on with: {python()} train.py --resume {broken}")
+        assert "Traceback" not in said
+        with Forked(program.main, ["--resume", broken]) as process:
+            assert process.ended()[0] == 0
 
     one, other = read_checkpoint(whole), read_checkpoint(broken)
     one["config"]["out"] = other["config"]["out"]
@@ -603,6 +576,7 @@ def test_a_full_disk_while_metrics_or_pictures_are_written_is_one_line(flags, ca
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(runs, "draw_progress", draw_progress)  # no copy
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
     assert program.main(flags()) == 2
     assert_one_line(capsys, "progress.png cannot be written ([Errno 28] No space left on device): is the disk full?")
@@ -658,9 +632,9 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(tiny, monkeypatch):
         train(tiny())
     before = (Path(tiny().out) / "last.pt").read_bytes()
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731
-    process = start(["--resume", tiny().out], preexec_fn=limit)
-    _, said = process.communicate()
-    assert process.returncode == 2 and "Traceback" not in said
+    with Forked(program.main, ["--resume", tiny().out], limit) as process:
+        status, _, said = process.ended()
+    assert status == 2 and "Traceback" not in said
     assert "the checkpoint" in said.splitlines()[-1] and "is the disk full?; what was there before is untouched" in said
     assert (Path(tiny().out) / "last.pt").read_bytes() == before
     assert not list(Path(tiny().out).glob("*.part"))

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import Forked, group
 
+from lab import ranks
 from lab.backbones import encoder_of
-from lab.train import train
+from lab.train import main, train
 from plumbing.runs import read_checkpoint
 
 ROOT = Path(__file__).parent.parent.parent
@@ -31,12 +33,6 @@ OPTIONS = {
     "crops sharded": {"views": "sslight", "shard_bank": True},
     "random": {"bank_init": "random", "shard_bank": True},
 }
-SCRIPT = """
-import json, sys
-from lab.train import LabConfig, train
-for config in json.loads(sys.argv[1]):
-    train(LabConfig(**config))
-"""
 
 
 @pytest.fixture
@@ -53,14 +49,16 @@ def test_two_processes_make_the_run_of_one(lab_config, tmp_path, one_thread):
     single = {
         name: train(lab_config(**(calm | options), out=str(tmp_path / name))) for name, options in OPTIONS.items()
     }
-    configs = [
-        vars(lab_config(**(calm | options), out=str(tmp_path / f"two {name}"))) for name, options in OPTIONS.items()
-    ]
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [*TORCHRUN, tmp_path / "script.py", json.dumps(configs)]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("2 processes") == len(OPTIONS)
+
+    def pairs(_):
+        for name, options in OPTIONS.items():
+            train(lab_config(**(calm | options), out=str(tmp_path / f"two {name}")))
+        ranks.stop()
+
+    with group(pairs) as processes:
+        (status, printed, error), (other, *_) = (process.ended() for process in processes)
+    assert status == other == 0, error
+    assert printed.count("2 processes") == len(OPTIONS)
     for name, alone in single.items():
         history = [json.loads(line) for line in (tmp_path / f"two {name}" / "metrics.jsonl").read_text().splitlines()]
         coarse = OPTIONS[name].get("precision") == "bf16"
@@ -96,41 +94,27 @@ def test_a_process_that_dies_ends_the_run_and_another_number_of_them_goes_on(fla
     assert process.returncode != 0 and ("is gone" in error or "stopped after step" in error)
     step = read_checkpoint(str(tmp_path / "run"))["step"]
     assert step > 0
-    again = [sys.executable, "-m", "lab.train", "--resume", tmp_path / "run"]
-    with subprocess.Popen(again, env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        started = time.monotonic()
-        while read_checkpoint(str(tmp_path / "run"))["step"] <= step and time.monotonic() < started + 100:
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        assert "stopped after step" in process.communicate(timeout=60)[1]
-    assert process.returncode == 130
+    with Forked(main, ["--resume", tmp_path / "run"]) as process:
+        process.wait_for(lambda: read_checkpoint(str(tmp_path / "run"))["step"] > step)
+        os.kill(process.pid, signal.SIGINT)
+        status, _, error = process.ended()
+    assert status == 130 and "stopped after step" in error
 
 
 def test_a_batch_that_cannot_be_shared_out_is_one_line(flags):
-    done = subprocess.run(
-        [*TORCHRUN, "-m", "lab.train", *flags(batch_size=15)],
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode != 0
-    said = [line for line in done.stderr.splitlines() if line.startswith("lab.train:")]
+    with group(main, flags(batch_size=15)) as processes:
+        (first, _, said), (second, _, more) = (process.ended() for process in processes)
+    assert first == second == 2, more
+    said = [line for line in (said + more).splitlines() if line.startswith("lab.train:")]
     assert said == ["lab.train: --batch-size 15 cannot be shared out evenly among 2 processes"]
 
 
 def test_ctrl_c_at_one_process_stops_and_saves_all_of_them(flags, tmp_path):
-    line = ["-m", "lab.train", *flags(epochs=500, knn_every=0, subset=32), "--views", "twice"]
     metrics = tmp_path / "run" / "metrics.jsonl"
-    with subprocess.Popen([*TORCHRUN, *line], env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        started = time.monotonic()
-        while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.monotonic() < started + 100:
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.05)
-        os.kill(workers(process.pid)[1], signal.SIGINT)
-        error = process.communicate(timeout=100)[1]
-    said = [line for line in error.splitlines() if line.startswith("stopped after step")]
+    with group(main, [*flags(epochs=500, knn_every=0, subset=32), "--views", "twice"]) as processes:
+        processes[0].wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
+        os.kill(processes[1].pid, signal.SIGINT)
+        (first, _, error), (second, _, more) = (process.ended() for process in processes)
+    said = [line for line in (error + more).splitlines() if line.startswith("stopped after step")]
     assert len(said) == 1 and said[0].endswith(f"python -m lab.train --resume {tmp_path / 'run'}"), error
-    assert read_checkpoint(str(tmp_path / "run"))["config"]["device"] == "cpu"
+    assert first == second == 130 and read_checkpoint(str(tmp_path / "run"))["config"]["device"] == "cpu"

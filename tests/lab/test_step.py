@@ -1,21 +1,18 @@
 """A step of every composed learner against the same step written out in one function."""
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import group
 
 from data import Batch, cutmix
 from lab import crops, ranks
 from lab.backbones import encoder_of
 from lab.train import LabConfig, build
 
-CPU, ROOT = torch.device("cpu"), Path(__file__).parent.parent.parent
+CPU = torch.device("cpu")
 N, B, LR = 60, 16, 0.005
 BASE = dict(
     negatives=0, window=0, optimizer="sgd", width=8, size=16, dim=16, hidden=32, batch_size=B, temperature=0.1,
@@ -139,10 +136,17 @@ def step_of_a_process(name):
 
 
 def test_a_step_of_two_processes_is_the_step_written_out(tmp_path):
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*line, tmp_path / "x.pt"], env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
+    def steps(_):
+        ranks.start(CPU)
+        results = {name: step_of_a_process(name) for name in SETTINGS}
+        if ranks.first():
+            torch.save(results, tmp_path / "x.pt")
+        ranks.stop()
+
+    with group(steps) as processes:
+        for process in processes:
+            status, _, error = process.ended()
+            assert status == 0, error
     results = torch.load(tmp_path / "x.pt", weights_only=True)
     for name in SETTINGS:
         config, encoder, rows, pixels, index = start(name)
@@ -152,11 +156,3 @@ def test_a_step_of_two_processes_is_the_step_written_out(tmp_path):
             assert_equal(*results[name], (losses, after, encoder.state_dict()))
         except AssertionError as error:
             raise AssertionError(f"{name}: {error}") from None
-
-
-if __name__ == "__main__":
-    ranks.start(CPU)
-    results = {name: step_of_a_process(name) for name in SETTINGS}
-    if ranks.first():
-        torch.save(results, sys.argv[1])
-    ranks.stop()
