@@ -67,25 +67,26 @@ def seeded():
     torch.set_num_threads(THREADS)  # a sweep sets another number, and rounding depends on it
 
 
-DRAWN = {}  # pictures of progress, by the kind of history that they show
-
-
-@pytest.fixture(autouse=True)
-def progress_is_drawn_once_per_kind(monkeypatch):
+@pytest.fixture(scope="session", autouse=True)
+def progress_is_drawn_once_per_kind():
     """A run's progress.png takes longer than the run: another one of the same kind is copied.
 
     A kind is what the rows hold, whether there is a bank, and whether there are several rows.
     """
 
+    drawn = {}
+
     def draw(history, choices, path):
         kind = (frozenset().union(*history), choices is None, len(history) > 1)
-        if kind not in DRAWN:
+        if kind not in drawn:
             draw_progress(history, choices, path)
-            DRAWN[kind] = path.read_bytes()
+            drawn[kind] = path.read_bytes()
         with runs.replacing(path, "the picture") as place:
-            place.write_bytes(DRAWN[kind])
+            place.write_bytes(drawn[kind])
 
-    monkeypatch.setattr(runs, "draw_progress", draw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "draw_progress", draw)
+        yield
 
 
 @pytest.fixture(scope="session")

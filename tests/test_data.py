@@ -1,10 +1,10 @@
 """Datasets by name, folders of real files in every condition, and the drawn shapes."""
 
+import io
 import os
 import random
 import re
 import struct
-import subprocess
 import sys
 import urllib.request
 import zlib
@@ -475,14 +475,14 @@ def test_the_reason_why_a_file_cannot_be_read_is_said(tmp_path, capsys, damage, 
 
 @pytest.mark.parametrize("name", [b"caf\xe9.png", b"\xff\xfe.png", "schön.png".encode()])
 @pytest.mark.parametrize("encoding", ["ascii:strict", "utf-8:strict"])
-def test_a_file_with_any_name_is_named_on_any_terminal(tmp_path, name, encoding):
+def test_a_file_with_any_name_is_named_on_any_terminal(tmp_path, name, encoding, monkeypatch):
     save(tmp_path / "good.png")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(b"no image")
-    line = [sys.executable, "-c", f"import data; data.load('folder', {str(tmp_path)!r})"]
-    environment = os.environ | {"PYTHONIOENCODING": encoding}
-    done = subprocess.run(line, cwd=Path(data.__file__).parent, env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
-    assert b"skipped 1 of 2 images" in done.stdout
+    terminal = io.TextIOWrapper(io.BytesIO(), *encoding.split(":"))
+    monkeypatch.setattr(sys, "stdout", terminal)
+    load("folder", tmp_path)
+    terminal.flush()
+    assert b"skipped 1 of 2 images" in terminal.buffer.getvalue()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

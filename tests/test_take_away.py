@@ -15,7 +15,7 @@ import data
 import eval_linear
 import train
 from models import encoder_of
-from plumbing import shapes
+from plumbing import folders, shapes
 from plumbing.command_line import UserError
 from plumbing.features import eval_side, extract
 from plumbing.fingerprints import among
@@ -97,11 +97,18 @@ def test_pictures_without_labels_beside_labelled_ones_have_none(run, pictures, t
     assert (content["labels"] == "").sum() == 5
 
 
-def test_images_that_are_no_files_are_numbered(run, tmp_path):
+@pytest.fixture
+def few_shapes(monkeypatch):
+    """The embedded shapes are a fiftieth of themselves: 80 training and 40 test images."""
+    drawn = folders.drawn
+    monkeypatch.setattr(folders, "drawn", lambda count, *others: drawn(count // 50, *others))
+
+
+def test_images_that_are_no_files_are_numbered(run, tmp_path, few_shapes):
     line = [str(run), "--dataset", "shapes", "--subset", "30", "--features", str(tmp_path / "f.npz")]
     assert eval_linear.main(line) == 0
     content = np.load(tmp_path / "f.npz")
-    assert {"train/0", "train/29", "test/1999"} <= {*content["paths"].tolist()} and len(content["paths"]) == 2030
+    assert {"train/0", "train/29", "test/39"} <= {*content["paths"].tolist()} and len(content["paths"]) == 30 + 40
     assert {*content["labels"].tolist()} == {*shapes.CLASSES}
 
 
@@ -240,7 +247,7 @@ def test_labels_that_no_probe_can_use_are_refused_with_the_reason(run, bare, tmp
     )
 
 
-def test_drawn_images_have_no_paths_to_label(run, tmp_path, capsys):
+def test_drawn_images_have_no_paths_to_label(run, tmp_path, capsys, few_shapes):
     file = table(tmp_path / "l.csv", [("1.png", "a")])
     assert eval_linear.main([str(run), "--dataset", "shapes", "--subset", "20", "--labels", str(file)]) == 2
     assert "--labels" in (said := capsys.readouterr().err) and "--dataset folder" in said

@@ -1,5 +1,7 @@
 """Benchmarks at a fraction of their size: that they measure and report, not what."""
 
+import contextlib
+import io
 import json
 import sys
 
@@ -7,19 +9,54 @@ import pytest
 import torch
 
 from lab import bench, measure
+from lab.studies import speed
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A function that runs a benchmark once, and gives its file and what it printed."""
+    folder, printed = tmp_path_factory.mktemp("bench"), {}
+
+    def run(name):
+        file = folder / f"{name}-cpu.json"
+        if name not in printed:
+            if name == "field":
+                pytest.importorskip("lightly")
+            line = [name, "--scale", "0.01", "--repeats", "2", "--json", "--device", "cpu", "--results", str(file)]
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                assert bench.main(line) == 0
+            printed[name] = out.getvalue()
+        return file, printed[name]
+
+    return run
 
 
 @pytest.mark.parametrize("name", bench.BENCHMARKS)
-def test_every_benchmark_runs_and_writes_what_it_measured(name, tmp_path, capsys):
-    if name == "field":
-        pytest.importorskip("lightly")
-    file = tmp_path / "x.json"
-    line = [name, "--scale", "0.01", "--repeats", "2", "--json", "--device", "cpu", "--results", str(file)]
-    assert bench.main(line) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+def test_every_benchmark_runs_and_writes_what_it_measured(name, measured):
+    file, printed = measured(name)
+    result = json.loads(printed.splitlines()[-1])
     assert result == json.loads(file.read_text())
     assert result["ratio"] > 0 and result["part"] == name and result["hardware"] and result["repeats"] == 2
     assert all(row["low"] <= row["ratio"] <= row["high"] for row in result["rows"].values())
+
+
+def test_the_picture_of_speed_is_drawn_from_what_bench_writes(measured, tmp_path, capsys):
+    for name in speed.BENCHMARKS:
+        file, _ = measured(name)
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    picture = tmp_path / "x.png"
+    assert speed.main(["--results", str(tmp_path), "--picture", str(picture)]) == 0
+    assert picture.stat().st_size > 10_000
+
+    (tmp_path / "field-cpu.json").write_text("{")
+    (tmp_path / "bank-cpu.json").unlink()
+    for name, word in (("field", "damaged"), ("bank", "missing")):
+        assert speed.main(["--results", str(tmp_path), "--picture", str(tmp_path / "y.png")]) == 2
+        error = capsys.readouterr().err
+        assert word in error and error.count("\n") == 1
+        assert f"python -m lab.bench {name} --device cpu --results" in error
+        (tmp_path / f"{name}-cpu.json").write_text((tmp_path / "overhead-cpu.json").read_text())
+    assert not (tmp_path / "y.png").exists()
 
 
 def test_nothing_is_written_unless_a_file_is_named(monkeypatch, tmp_path):

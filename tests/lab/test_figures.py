@@ -1,6 +1,7 @@
 """figures/: what is cached is not run again, what is damaged is named, pictures are drawn."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 from invented import base, invented, lab, points_can_be_run
 from PIL import Image
+from processes import Forked
 
 from figures import (
     field,
@@ -30,6 +33,7 @@ from figures import (
 from figures import sweep as sweeper
 from lab.train import LabConfig
 from plumbing.command_line import UserError, command
+from plumbing.runs import read_checkpoint
 from train import Config, train
 
 
@@ -140,7 +144,7 @@ def test_every_figure_is_drawn_and_its_title_says_what_the_figures_say(script, b
 
 
 def test_the_framework_is_drawn(tmp_path, capsys):
-    assert fig2_framework.main(["--picture", str(tmp_path / "fig2.png"), "--images", "300"]) == 0
+    assert fig2_framework.main(["--picture", str(tmp_path / "fig2.png"), "--images", "50"]) == 0
     assert (tmp_path / "fig2.png").stat().st_size > 10_000
     assert fig2_framework.main(["--picture", str(tmp_path / "none" / "fig2.png")]) == 2
     assert "--picture" in capsys.readouterr().err
@@ -191,56 +195,42 @@ def test_a_run_in_another_figure_s_file_is_not_repeated(tmp_path, monkeypatch, c
     assert "other.json: damaged" in capsys.readouterr().err
 
 
-SCRIPT = """
-import pathlib, sys, time
-sys.path[:0] = [".", "tests"]
-from conftest import TINY
-from figures import sweep
-from lab.train import LabConfig
+class Slow(observe.Watch):
+    """Leaves time to interrupt a run whose epochs take milliseconds."""
 
-class Slow(sweep.Watch):
     def __call__(self, run, dataset, epoch):
-        if epoch > 3 and (pathlib.Path(__file__).parent / "slow").exists():
-            time.sleep(1)  # leaves time to interrupt a run whose epochs take milliseconds
+        time.sleep(1 if epoch > 3 else 0)
         return super().__call__(run, dataset, epoch)
 
-sweep.Watch = Slow
-sweep.SCALES["cpu"] = TINY | {"epochs": 24, "subset": 64}
-def points(base, scale):
-    return {"a": base, "b": LabConfig(**(base.__dict__ | {"lam": 1.0}))}
-if __name__ == "__main__":
-    sys.exit(sweep.figure("x", "x", points))
-"""
 
+def test_an_interrupted_sweep_goes_on_at_the_last_epoch(pictures, tmp_path, monkeypatch, forked_sweep):
+    monkeypatch.setitem(sweeper.SCALES, "cpu", TINY | {"epochs": 8, "subset": 64})
+    line = ["--data-dir", pictures, "--results", tmp_path / "x.json", "--keep", tmp_path / "kept", "--seeds", "0"]
 
-def test_an_interrupted_sweep_goes_on_at_the_last_epoch(pictures, tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    (tmp_path / "slow").touch()
-    options = ["--data-dir", pictures, "--results", tmp_path / "x.json", "--keep", tmp_path / "kept", "--seeds", "0"]
-    command = [sys.executable, tmp_path / "script.py", *options]
+    def script(words):
+        return sweeper.figure("x", "x", lambda base, scale: {"a": base, "b": replace(base, lam=1.0)}, argv=words)
 
     def epochs():
         return [len(file.read_text().splitlines()) for file in (tmp_path / "kept").glob("*/metrics.jsonl")]
 
-    def heed():  # Ctrl-C, which a suite that runs in a shell's background inherits as ignored
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeper, "Watch", Slow)
+        with Forked(script, line) as process:
+            process.wait_for(lambda: any(count > 3 for count in epochs()))
+            os.kill(process.pid, signal.SIGINT)
+            status, _, error = process.ended()
+    assert status == 130 and "the same command goes on" in error and "Traceback" not in error
+    assert 3 < max(epochs()) < 8 and not (tmp_path / "x.json").exists()
+    kept = {file.parent.name: read_checkpoint(file)["history"] for file in (tmp_path / "kept").glob("*/last.pt")}
 
-    piped = dict(cwd=sweeper.ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
-    with subprocess.Popen(command, **piped) as process:
-        while not any(count > 3 for count in epochs()) and process.poll() is None:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        error = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "the same command goes on" in error and "Traceback" not in error
-    before = epochs()
-    (tmp_path / "slow").unlink()
-    assert max(before) < 24 and not (tmp_path / "x.json").exists()
-    done = subprocess.run(command, cwd=sweeper.ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert script([str(word) for word in line]) == 0
     runs = sweeper.read(tmp_path / "x.json")
-    assert sorted(run["name"] for run in runs) == ["a", "b"] and all(len(run["epochs"]) == 24 for run in runs)
-    clock = [[row["seconds"] for row in run["epochs"]] for run in runs]
-    assert all(row == sorted(row) for row in clock), "the clock of a run goes on where it stopped"
+    assert sorted(run["name"] for run in runs) == ["a", "b"] and all(len(run["epochs"]) == 8 for run in runs)
+    for folder, before in kept.items():
+        after = read_checkpoint(tmp_path / "kept" / folder)["history"]
+        assert after[: len(before)] == before, "no epoch is made again"
+        clock = [row["seconds"] for row in after]
+        assert clock == sorted(clock), "the clock of a run goes on where it stopped"
 
 
 # --------------------------------------------------------------------------------- what is measured
@@ -343,7 +333,7 @@ def test_a_field_s_methods_keep_to_their_own_settings():
     assert field.contestant(replace(base("cpu"), batch_size=512), "byol", 0.06).lr == pytest.approx(0.24)
 
 
-def test_a_run_can_be_measured_for_the_memory_of_its_step(tiny, tmp_path):
+def test_a_run_can_be_measured_for_the_memory_of_its_step(tiny, tmp_path, forked_sweep):
     points = {"ours": lab(tiny(epochs=1)), "byol": lab(tiny(epochs=1), method="byol")}
     runs = sweeper.sweep(tmp_path / "x.json", points, seeds=(0,), jobs=1, memory=True)
     assert [run["method"] for run in runs] == ["ours", "byol"] and 0 < runs[0]["step_mib"] < runs[1]["step_mib"]
@@ -383,6 +373,7 @@ def test_a_script_ends_in_one_line_whatever_stops_it(capsys):
 
 
 def test_a_script_whose_reader_goes_away_ends_quietly(tmp_path):
-    script = f"{sys.executable} figures/fig2_framework.py --picture {tmp_path}/x.png | true; exit ${{PIPESTATUS[0]}}"
-    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=sweeper.ROOT)
+    line = [sys.executable, "figures/fig2_framework.py", "--images", "50", "--picture", str(tmp_path / "x.png")]
+    script = ["bash", "-c", '"$@" | true; exit ${PIPESTATUS[0]}', "x", *line]
+    ended = subprocess.run(script, capture_output=True, text=True, cwd=sweeper.ROOT)
     assert (ended.returncode, ended.stderr) == (141, "") and (tmp_path / "x.png").exists()

@@ -4,13 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 
 import pytest
 from invented import invented
 from PIL import Image
+from processes import Forked
 from test_reliability import refused
 
 from figures import break_it, fig2_framework, fig4_momentum, fig5_lambda
@@ -51,35 +51,17 @@ def test_a_run_that_another_sweep_has_made_is_not_made_again(lab_config, tmp_pat
     assert len(sweeper.read(tmp_path / "second.json")) == 1 and not list((tmp_path / "runs" / "figures").iterdir())
 
 
-SCRIPT = """
-import pathlib, sys, time
-sys.path[:0] = [".", "tests"]
-from conftest import TINY
-from figures import sweep
+def test_the_processes_of_a_sweep_end_when_it_is_killed(lab_config, tmp_path):
+    point = lab_config(epochs=5000, subset=32, knn_every=0)
 
-class Slow(sweep.Watch):
-    def __call__(self, run, dataset, epoch):
-        time.sleep(0.5)
-        return {}
+    def long(_):
+        sweeper.sweep(tmp_path / "x.json", {"a": point}, seeds=(0,), jobs=1, keep=tmp_path / "kept")
 
-sweep.Watch = Slow
-sweep.SCALES["cpu"] = TINY | {"epochs": 500, "subset": 64, "knn_every": 0}
-if __name__ == "__main__":
-    sys.exit(sweep.figure("x", "x", lambda base, scale: {"a": base}))
-"""
-
-
-def test_the_processes_of_a_sweep_end_when_it_is_killed(pictures, tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    line = [sys.executable, tmp_path / "script.py", "--data-dir", pictures, "--results", tmp_path / "x.json"]
-    line += ["--keep", tmp_path / "kept", "--seeds", "0", "--jobs", "1"]
-    with subprocess.Popen(line, cwd=sweeper.ROOT, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 240
-        while not list((tmp_path / "kept").glob("*/last.pt")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
+    with Forked(long) as process:
+        process.wait_for(lambda: list((tmp_path / "kept").glob("*/last.pt")), 240)
         children = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True)
         process.kill()
+    assert children.stdout.split()
     for child in map(int, children.stdout.split()):
         deadline = time.monotonic() + 60
         while os.path.exists(f"/proc/{child}/exe"):
@@ -223,7 +205,7 @@ def test_a_list_of_images_names_none_outside(tmp_path):
         scenes.load("voc", tmp_path, "detection")
 
 
-def test_a_killed_process_of_a_sweep_is_one_line(monkeypatch, lab_config, tmp_path):
+def test_a_killed_process_of_a_sweep_is_one_line(monkeypatch, lab_config, tmp_path, forked_sweep):
     """As the kernel kills it where memory runs out."""
     monkeypatch.setattr(sweeper, "run_one", kill_itself)
     points = {"a": replace(lab_config(epochs=1))}

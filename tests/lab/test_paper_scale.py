@@ -2,14 +2,17 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from figures import sweep
 from lab.studies import paper_scale, throughput
@@ -26,13 +29,25 @@ def start(*parts, **variables):
     )  # fmt: skip
 
 
-def test_a_part_that_is_stopped_goes_on_at_its_last_epoch(tmp_path):
-    kept = tmp_path / "kept"
-    variables = {"TOY": 1, "PYTHON": sys.executable, "KEEP": kept, "RESULTS": tmp_path / "results"}
+@pytest.fixture
+def images(tmp_path):
+    """As many images as --scale demo takes, of noise."""
+    for split, count in (("train", 1000), ("test", 40)):
+        for i, pixels in enumerate(np.random.default_rng(0).integers(256, size=(count, 16, 16, 3), dtype=np.uint8)):
+            folder = tmp_path / "images" / split / str(i % 2)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "images"
+
+
+def test_a_part_that_is_stopped_goes_on_at_its_last_epoch(tmp_path, images, capsys, forked_sweep):
+    """Its command goes on, without a shell: those that follow show which command a part is."""
+    kept, results = tmp_path / "kept", tmp_path / "results" / "paper_scale-demo.json"
+    variables = {"TOY": 1, "PYTHON": sys.executable, "KEEP": kept, "RESULTS": results.parent, "DATA": images}
     variables["OMP_NUM_THREADS"] = 1
 
     def epochs():
-        return sum(len(file.read_text().splitlines()) for file in kept.glob("*/metrics.jsonl"))
+        return [json.loads(row) for file in kept.glob("*/metrics.jsonl") for row in file.read_text().splitlines()]
 
     process = start("a", **variables)
     while not epochs() and process.poll() is None:
@@ -42,14 +57,15 @@ def test_a_part_that_is_stopped_goes_on_at_its_last_epoch(tmp_path):
     before = epochs()
     if process.returncode != 0:  # it may just have finished
         assert process.returncode == 75 and "stopped; the same command goes on" in error and "Traceback" not in error
-        assert 1 <= before < 4 and not (tmp_path / "results" / "paper_scale-demo.json").exists()
+        assert 1 <= len(before) < 4 and not results.exists()
 
-    process = start("a", **variables)
-    out, error = process.communicate(timeout=600)
-    assert process.returncode == 0 and error.splitlines()[-1] == "all done: a", error
-    (run,) = sweep.read(tmp_path / "results" / "paper_scale-demo.json")
+    line = next(line for line in error.splitlines() if " -m lab.studies.paper_scale " in line)
+    assert paper_scale.main(shlex.split(line.partition(" -m lab.studies.paper_scale ")[2])) == 0
+    out = capsys.readouterr().out
+    (run,) = sweep.read(results)
     clock = [row["seconds"] for row in run["epochs"]]
     assert run["name"] == "gpu" and len(clock) == 4 and clock == sorted(clock)
+    assert run["epochs"][: len(before)] == before, "no epoch is made again"
     assert out.splitlines()[-1].startswith("| gpu | 4 | ")
 
 
@@ -109,7 +125,9 @@ def test_time_that_is_up_stops_what_runs_and_starts_nothing_more(stub, tmp_path)
     assert status == 75 and "time is up; the same command goes on" in error and time.monotonic() - began < 15
     assert len(noted()) == 1
     (tmp_path / "slow").unlink()
-    assert finish(start("a", "b", **variables, TOY=1))[0] == 0 and len(noted()) == 3
+    status, error = finish(start("a", "b", **variables, TOY=1))
+    assert status == 0 and error.splitlines()[-1] == "all done: a b"
+    assert noted()[0] == noted()[1] and len(noted()) == 3
 
 
 def test_a_part_that_fails_ends_it_with_its_status(stub, tmp_path):

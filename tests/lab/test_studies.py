@@ -8,7 +8,6 @@ from invented import invented, lab, points_can_be_run
 
 from figures import field, fig3_convergence, fig5_lambda, plots
 from figures import sweep as sweeper
-from lab import bench
 from lab.studies import (
     ageing,
     bank_spectrum,
@@ -32,7 +31,6 @@ from lab.studies import (
     recipe,
     search,
     spectrum,
-    speed,
     sqrtkl_where,
     transfer,
 )
@@ -105,7 +103,7 @@ def test_a_difference_beyond_chance_is_named(titles, tmp_path):
     assert "for 1000 images (+10.0 knn)" in titles[0] and "Figure" not in titles[0]
 
 
-def test_what_little_data_will_do_is_measured_and_drawn(tiny, tmp_path):
+def test_what_little_data_will_do_is_measured_and_drawn(tiny, tmp_path, forked_sweep):
     points = {"ours, 96 images": lab(tiny(epochs=1)), "SimCLR, 96 images": lab(tiny(epochs=1), method="simclr")}
     runs = sweeper.sweep(tmp_path / "x.json", points, seeds=(0,), jobs=1, measure=data_efficiency.measure)
     ours, other = (run["final"] for run in runs)
@@ -185,25 +183,6 @@ def test_the_chosen_learning_rates_are_the_best_of_the_search():
             assert best == field.LR[method] and min(sums) < best < max(sums), method
     assert field.LR["moco"] == field.LR["mocov2"]
     assert field_lr.table(runs).count("**") == 2 * 9
-
-
-def test_the_picture_of_speed_is_drawn_from_what_bench_writes(tmp_path, capsys):
-    for name in speed.BENCHMARKS:
-        line = [name, "--scale", "0.01", "--repeats", "1", "--device", "cpu"]
-        assert bench.main([*line, "--results", str(tmp_path / f"{name}-cpu.json")]) == 0
-    picture = tmp_path / "x.png"
-    assert speed.main(["--results", str(tmp_path), "--picture", str(picture)]) == 0
-    assert picture.stat().st_size > 10_000
-
-    (tmp_path / "field-cpu.json").write_text("{")
-    (tmp_path / "bank-cpu.json").unlink()
-    for name, word in (("field", "damaged"), ("bank", "missing")):
-        assert speed.main(["--results", str(tmp_path), "--picture", str(tmp_path / "y.png")]) == 2
-        error = capsys.readouterr().err
-        assert word in error and error.count("\n") == 1
-        assert f"python -m lab.bench {name} --device cpu --results" in error
-        (tmp_path / f"{name}-cpu.json").write_text((tmp_path / "overhead-cpu.json").read_text())
-    assert not (tmp_path / "y.png").exists()
 
 
 def test_the_effective_rank_counts_directions():
