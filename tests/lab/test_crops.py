@@ -451,7 +451,7 @@ def test_view_sampling_is_drawn_and_tabulated(script, tmp_path):
     assert costs[0] == 1 and all(cost > 1.5 for cost in costs[1:])
 
 
-def test_a_run_of_the_figure_has_what_it_needs(lab_config, tmp_path):
+def test_a_run_of_the_figure_has_what_it_needs(lab_config, tmp_path, forked_sweep):
     points = {"resnet10, ours: SSLight": lab_config(epochs=1, views="sslight")}
     runs = sweeper.sweep(tmp_path / "x.json", points, seeds=(0,), jobs=1, measure=sslight.measure)
     assert {"linear", "knn", "linear_1", "linear_10"} <= runs[0]["final"].keys()

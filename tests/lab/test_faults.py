@@ -1,14 +1,15 @@
 """The exercises' checks catch every planted fault by its idea, and find none in correct code."""
 
 import inspect
+import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import test_exercises
 from faults import FAULTS, AsWritten
+from processes import Forked
 
 CHECKS = {
     name: (check, *inspect.signature(check).parameters)
@@ -111,15 +112,19 @@ def test_a_file_of_ones_own_is_checked_and_what_it_lacks_is_skipped(tmp_path):
     mine, losses = tmp_path / "my_bank.py", tmp_path / "my_loss.py"
     mine.write_text(MINE)
     losses.write_text("import loss\n\ndef nce(*args):\n    return loss.nce(*args)\n")
-    command = [sys.executable, "-m", "pytest", "tests/test_exercises.py", "-rfs", "-p", "no:cacheprovider", "--bank"]
-    run = lambda *args: subprocess.run([*command, *map(str, args)], cwd=root, capture_output=True, text=True)  # noqa: E731
-    done = run(mine, "--loss", losses)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "FAILED" in done.stdout and "normalise the rows" in done.stdout
-    assert "your file has no sqrt_kl yet: exercise 5" in done.stdout
-    assert "::test_npid_moves_only" not in done.stdout and "::test_nce" not in done.stdout, "these are right"
-    gone = run(tmp_path / "none.py")
-    assert gone.returncode == 4 and "none.py: no such file" in gone.stderr
+
+    def run(*words):
+        line = ["tests/test_exercises.py", "-rfs", "-p", "no:cacheprovider", "--bank", *words]
+        with Forked(pytest.main, line, lambda: os.chdir(root)) as process:
+            return process.ended()
+
+    status, printed, error = run(mine, "--loss", losses)
+    assert status == 1, printed + error
+    assert "FAILED" in printed and "normalise the rows" in printed
+    assert "your file has no sqrt_kl yet: exercise 5" in printed
+    assert "::test_npid_moves_only" not in printed and "::test_nce" not in printed, "these are right"
+    status, _, error = run(tmp_path / "none.py")
+    assert status == 4 and "none.py: no such file" in error
 
 
 def test_the_letters_of_break_it_are_dealt_by_chance_once_and_kept(tmp_path, monkeypatch):

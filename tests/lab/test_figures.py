@@ -301,20 +301,24 @@ def test_neighbours_need_no_labels_and_pictures_that_are_there_twice_are_named(p
 
 
 @pytest.mark.parametrize("script", [neighbours, page])
-@pytest.mark.parametrize("change", ["renamed", "replaced", "added"])
-def test_a_picture_of_a_run_is_not_drawn_from_other_images(pictures, tiny, tmp_path, capsys, script, change):
-    shutil.copytree(pictures, tmp_path / "images")
-    train(tiny(epochs=1, data_dir=str(tmp_path / "images")))
+def test_a_picture_of_a_run_is_not_drawn_from_other_images(pictures, tiny, tmp_path, capsys, script):
+    images = tmp_path / "images"
+    shutil.copytree(pictures, images)
+    train(tiny(epochs=1, data_dir=str(images)))
     before = sorted(Path(tiny().out).iterdir())
-    first, second = sorted((tmp_path / "images" / "train").rglob("*.png"))[:2]
-    if change == "added":
-        (first.parent / "new.png").write_bytes(second.read_bytes())
-    else:
-        first.rename(first.with_name("other.png") if change == "renamed" else second)
-    assert script.main([tiny().out]) == 2
-    said = capsys.readouterr().err
-    assert f"{script.__name__.split('.')[1]}.py: {tiny().out}: " in said and "of its 96 images are gone" in said
-    assert said.count("\n") == 1 and sorted(Path(tiny().out).iterdir()) == before
+    for change in ("renamed", "replaced", "added"):
+        shutil.rmtree(images)
+        shutil.copytree(pictures, images)
+        first, second = sorted((images / "train").rglob("*.png"))[:2]
+        if change == "added":
+            (first.parent / "new.png").write_bytes(second.read_bytes())
+        else:
+            first.rename(first.with_name("other.png") if change == "renamed" else second)
+        capsys.readouterr()
+        assert script.main([tiny().out]) == 2, change
+        said = capsys.readouterr().err
+        assert f"{script.__name__.split('.')[1]}.py: {tiny().out}: " in said and "of its 96 images are gone" in said
+        assert said.count("\n") == 1 and sorted(Path(tiny().out).iterdir()) == before
     assert script.main([tiny().out, "--data-dir", str(pictures)]) == 0
 
 
