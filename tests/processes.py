@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -10,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
 
 import torch
+from torch.distributed import TCPStore
 
 from plumbing.command_line import STOPPING
 
@@ -70,14 +70,17 @@ def text_of(file) -> str:
 
 @contextmanager
 def group(main, words=(), size=2):
-    """Processes that run main(words) as torchrun starts them: a list, by rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Processes that run main(words) as torchrun starts them: a list, by rank.
+
+    They meet at a store of this process, which lives on when one of them ends.
+    """
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    names = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
+    names |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
 
     def prepare(rank):
-        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        return lambda: os.environ.update({name: str(value) for name, value in names.items()})
+        own = names | {"RANK": rank, "LOCAL_RANK": rank}
+        return lambda: os.environ.update({name: str(value) for name, value in own.items()})
 
     with ExitStack() as stack:
         yield [stack.enter_context(Forked(main, words, prepare(rank))) for rank in range(size)]
