@@ -55,12 +55,13 @@ class Forked(FORK.Process):
         return status, *(text_of(file) for file in self.printed)
 
     def wait_for(self, condition, seconds=GRACE):
-        """Wait until condition() holds; the process must not end before."""
-        deadline = time.monotonic() + seconds
+        """Wait until condition() holds, also of a process that has just ended."""
+        deadline, alive = time.monotonic() + seconds, True
         while not condition():
-            if not self.is_alive() or time.monotonic() > deadline:
+            if not alive or time.monotonic() > deadline:
                 raise AssertionError(self.ended(0))
             time.sleep(0.01)
+            alive = self.is_alive()
 
 
 def text_of(file) -> str:
