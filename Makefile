@@ -1,7 +1,7 @@
 # make setup   a virtual environment in .venv with everything
 # make demo    train on the embedded shapes, evaluate, draw: a few minutes on two cores
 # make test    every test, one process per core with one thread each: five to six minutes on two cores
-#              the core's alone, a minute: .venv/bin/python -m pytest tests --ignore tests/lab
+#              the core's alone, two minutes: .venv/bin/python -m pytest tests --ignore tests/lab
 # make hostile damaged files, wrong command lines, kills and starved starts: docs/reliability.md
 # make lint    ruff
 PYTHON ?= python3
