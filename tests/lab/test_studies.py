@@ -23,6 +23,7 @@ from lab.studies import (
     finalists,
     growing_views,
     harder_views,
+    hour,
     ingredients,
     model_efficiency,
     negatives,
@@ -42,7 +43,7 @@ from train import load_dataset
 STUDIES = (
     ingredients, sqrtkl_where, bank_spectrum, recipe, negatives, cheaper_bank, field_lr, field_ideas, growing_views,
     data_efficiency, model_efficiency, transfer, paper_scale, search, cures, spectrum,
-    ageing, default, default_ingredients, few_images, field_search, finalists, harder_views, one_window,
+    ageing, default, default_ingredients, few_images, field_search, finalists, harder_views, hour, one_window,
 )  # fmt: skip
 TWICE = {fig5_lambda.name("T = 1", 0), fig3_convergence.WITHOUT}  # the same run in the bank's picture at paper scale
 
