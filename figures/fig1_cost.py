@@ -85,18 +85,22 @@ def title(runs: list[dict], names: list[str]) -> str:
 
 
 def table(runs: list[dict]) -> str:
-    """Markdown: a line per method and length, accuracies as mean ± deviation over the seeds."""
-    lines = [
-        "| method | linear | kNN (k = 200) | training, s | memory of a step, MiB | seeds |",
-        "|---|---|---|---|---|---|",
-    ]
+    """Markdown: a line per method and length, accuracies as mean ± deviation over the seeds.
+
+    What a step costs stands next to them; runs from before FLOPs were counted have none.
+    """
+    heads = ("method", "linear", "kNN (k = 200)", "training, s", "images/s", "GFLOP per image", "step's MiB", "seeds")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name in dict.fromkeys(run["name"] for run in runs):
         own = [run for run in runs if run["name"] == name]
         cells = [spread(runs, name, key) for key in ("linear", "knn")]
-        cells += [f"{seconds(runs, name):.0f}", f"{own[0]['step_mib']}", f"{len(own)}"]
+        config, taken = own[0]["config"], seconds(runs, name)
+        steps = config["subset"] // config["batch_size"] * config["epochs"]
+        cells += [f"{taken:.0f}", f"{steps * config['batch_size'] / taken:.0f}" if steps else "-"]
+        cells += [f"{own[0]['gflop']:.2f}" if "gflop" in own[0] else "-", f"{own[0]['step_mib']}", f"{len(own)}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    sys.exit(figure("fig1_cost", __doc__, points, draw, show=table, memory=True))
+    sys.exit(figure("fig1_cost", __doc__, points, draw, show=table, costs=True))

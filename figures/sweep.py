@@ -38,7 +38,7 @@ from tqdm import tqdm
 import data
 from figures.observe import Watch
 from lab.evaluate import evaluate
-from lab.measure import peak_memory
+from lab.measure import flops, peak_memory
 from lab.train import LabConfig, build, train
 from plumbing.command_line import Parser, UserError, check_device, command
 from plumbing.devices import hardware, pick_device, pick_precision
@@ -129,7 +129,7 @@ def images(**settings) -> Dataset:
     return load_dataset(LabConfig(**settings))
 
 
-def run_one(file: Path, needs, name: str, config: LabConfig, threads: int, looks: int, controls, keep, memory, measure):
+def run_one(file: Path, needs, name: str, config: LabConfig, threads: int, looks: int, controls, keep, costs, measure):
     """Train, evaluate and add the run to the results in file.
 
     measure(checkpoint, dataset), if given, replaces `evaluate`: it returns the final figures, "knn"
@@ -148,7 +148,7 @@ def run_one(file: Path, needs, name: str, config: LabConfig, threads: int, looks
         with locked(folder):
             runs = [] if controls else borrowed(file, {wanted}, needs, {fingerprint(config.dataset, config.data_dir)})
             if not runs:  # else it was made while this process waited
-                runs = [measured(folder, name, config, threads, looks, controls, memory, measure)]
+                runs = [measured(folder, name, config, threads, looks, controls, costs, measure)]
             add(file, runs)
             if not keep:
                 shutil.rmtree(folder)
@@ -167,7 +167,7 @@ def add(file: Path, runs: list[dict]) -> None:
         place.write_text(f'{{"runs": [\n{lines}\n]}}\n')
 
 
-def measured(folder: Path, name: str, config: LabConfig, threads: int, looks: int, controls, memory, measure) -> dict:
+def measured(folder: Path, name: str, config: LabConfig, threads: int, looks: int, controls, costs, measure) -> dict:
     """The entry of a run in the results."""
     settings = replace(config, out=str(folder))
     if config.init_from:
@@ -186,7 +186,7 @@ def measured(folder: Path, name: str, config: LabConfig, threads: int, looks: in
         "hardware": f"{hardware(config.device)}, {precision}, {threads} thread{'s' * (threads > 1)}",
         "date": time.strftime("%Y-%m-%d"), "epochs": checkpoint["history"], "final": final["trained"],
         "controls": {k: v for k, v in final.items() if k != "trained"},
-    } | ({"step_mib": step_memory(config, dataset)} if memory else {})  # fmt: skip
+    } | (step_costs(config, dataset) if costs else {})  # fmt: skip
 
 
 def trained(config: LabConfig, looks: int) -> tuple[dict, Dataset]:
@@ -199,21 +199,27 @@ def trained(config: LabConfig, looks: int) -> tuple[dict, Dataset]:
     return read_checkpoint(str(folder), LabConfig), dataset
 
 
-def step_memory(config: LabConfig, dataset: Dataset) -> int:
-    """Peak memory of a step in MiB: activations, gradients and momenta.
+def step_costs(config: LabConfig, dataset: Dataset) -> dict[str, float]:
+    """What a step takes: {"step_mib": peak memory in MiB, "gflop": GFLOP per image}.
 
-    Images, network and bank are not counted.
+    Memory is that of activations, gradients and momenta: images, network and bank are not counted.
     """
     device = pick_device(config.device)
-    learner = build(config, len(dataset.train), device)
-    learner.encoder.train()
-    pixels, index = next(dataset.to(device).train.batches(torch.arange(config.batch_size), config.batch_size, device))
-    return round(peak_memory(lambda: learner.step(pixels, index, config.lr), device))
+    order = torch.arange(config.batch_size)
+    pixels, index = next(dataset.to(device).train.batches(order, config.batch_size, device))
+
+    def step_of(config: LabConfig):
+        learner = build(config, len(dataset.train), device)
+        learner.encoder.train()
+        return lambda: learner.step(pixels, index, config.lr)
+
+    counted = flops(step_of(replace(config, compile=False)))  # the counter cannot see into compiled code
+    return {"step_mib": round(peak_memory(step_of(config), device)), "gflop": round(counted / len(index) / 1e9, 4)}
 
 
 def sweep(
     file: Path, points: dict[str, LabConfig], seeds=(0, 1, 2), jobs=2, looks=0, controls=False, keep="", needs=(),
-    memory=False, measure=None,
+    costs=False, measure=None,
 ) -> list[dict]:  # fmt: skip
     """All runs of points x seeds, from the file or made now, `jobs` at a time.
 
@@ -241,7 +247,7 @@ def sweep(
                     config.check()
                     if config.dataset == "folder" and not Path(config.data_dir).is_dir():
                         raise UserError(f"--data-dir {config.data_dir}: no such folder; name that of your images")
-                for _ in side_by_side(missing, jobs, (file, needs), looks, controls, keep, memory, measure):
+                for _ in side_by_side(missing, jobs, (file, needs), looks, controls, keep, costs, measure):
                     bar.update()
             except UserError as error:
                 raise UserError(f"{file} lacks {len(wanted) - bar.n} of {len(wanted)} runs: {error}") from error
@@ -378,7 +384,8 @@ def figure(
     laptop says that there is a --scale laptop. At that scale repeated(runs of the first seed) names
     the points that get the other seeds (None: all).
     options are `sweep`'s: looks (epochs between looks at the kNN accuracy on all test images),
-    controls, needs, and memory (whether a step's memory is measured). Returns the exit status.
+    controls, needs, and costs (whether a step's memory and FLOPs are measured). Returns the exit
+    status.
     """
 
     def main(argv: list[str] | None) -> None:

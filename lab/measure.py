@@ -23,12 +23,18 @@ def finish(device: torch.device) -> None:
 
 def forward_flop(network, side: int) -> int:
     """Floating-point operations of a forward pass per image of that side; a multiply-add is two."""
+    with torch.no_grad():
+        return flops(lambda: network(torch.zeros(2, 3, side, side))) // 2  # BatchNorm in training mode needs two images
+
+
+def flops(call) -> int:
+    """Floating-point operations of a call, in its matrix products and convolutions."""
     from torch.utils.flop_counter import FlopCounterMode  # imported late: it takes time
 
     countable = sdpa_kernel(SDPBackend.MATH)  # the counter misses attention's own kernels on a CPU
-    with FlopCounterMode(display=False) as counter, countable, torch.no_grad():
-        network(torch.zeros(2, 3, side, side))  # BatchNorm in training mode needs two images
-    return counter.get_total_flops() // 2
+    with FlopCounterMode(display=False) as counter, countable:
+        call()
+    return counter.get_total_flops()
 
 
 def in_turn(calls: dict[str, object], device: torch.device, repeats: int, warm: int = 2) -> dict[str, list[float]]:

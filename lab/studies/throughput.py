@@ -18,12 +18,11 @@ from dataclasses import replace
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from figures.field import NAMES, contestant
 from figures.sweep import RESULTS
 from lab.bench import noise, rows_for, shrink, table
-from lab.measure import finish, in_turn
+from lab.measure import finish, flops, in_turn
 from lab.train import LabConfig, build
 from plumbing.command_line import Parser, UserError, check_device, command
 from plumbing.devices import hardware, keep_freed_memory, pick_device, pick_precision
@@ -55,12 +54,9 @@ def epoch_of(config: LabConfig, device: torch.device, steps: int, scale: float):
     return epoch
 
 
-def flops(config: LabConfig, device: torch.device, scale: float) -> int:
+def step_flops(config: LabConfig, device: torch.device, scale: float) -> int:
     """FLOPs of one step, not compiled: the counter cannot see into compiled code."""
-    step = epoch_of(replace(config, compile=False), device, 1, scale)
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops()
+    return flops(epoch_of(replace(config, compile=False), device, 1, scale))
 
 
 def shares(call, device: torch.device, top: int = 8) -> tuple[dict[str, float], float | None]:
@@ -95,7 +91,7 @@ def measure(device: torch.device, steps: int, repeats: int, scale: float, most: 
     rows = {}
     for name, seconds in in_turn(calls, device, repeats).items():
         config, each = configs[name], [s / steps for s in seconds]
-        tflops = flops(config, device, scale) / statistics.median(each) / 1e12
+        tflops = step_flops(config, device, scale) / statistics.median(each) / 1e12
         top, busy = shares(calls[name], device)
         rows[name] = {
             "images/s": round(config.batch_size / statistics.median(each)),

@@ -322,11 +322,14 @@ def test_a_picture_of_a_run_is_not_drawn_from_other_images(pictures, tiny, tmp_p
     assert script.main([tiny().out, "--data-dir", str(pictures)]) == 0
 
 
-def test_the_table_of_costs_has_time_and_memory(tiny):
-    lines = fig1_cost.table(invented(fig1_cost)).splitlines()
-    assert (
-        lines[2] == "| ours, 5 epochs | 46.0 ± 1.0 | 41.0 ± 1.0 | 100 | 100 | 3 |" and len(lines) == 2 + 3 + 2 + 7 * 2
-    )
+def test_the_table_of_costs_has_time_memory_and_arithmetic():
+    runs = invented(fig1_cost)
+    lines = fig1_cost.table(runs).splitlines()
+    images = 78 * 128 * 5  # whole batches of 10 000
+    assert lines[2] == f"| ours, 5 epochs | 46.0 ± 1.0 | 41.0 ± 1.0 | 100 | {images / 100:.0f} | - | 100 | 3 |"
+    assert len(lines) == 2 + 3 + 2 + 7 * 2
+    counted = fig1_cost.table([run | {"gflop": 0.125} for run in runs]).splitlines()
+    assert all("| 0.12 | 100 | 3 |" in line for line in counted[2:])
 
 
 def test_a_field_s_methods_keep_to_their_own_settings():
@@ -337,10 +340,11 @@ def test_a_field_s_methods_keep_to_their_own_settings():
     assert field.contestant(replace(base("cpu"), batch_size=512), "byol", 0.06).lr == pytest.approx(0.24)
 
 
-def test_a_run_can_be_measured_for_the_memory_of_its_step(tiny, tmp_path, forked_sweep):
+def test_a_run_can_be_measured_for_what_its_step_costs(tiny, tmp_path, forked_sweep):
     points = {"ours": lab(tiny(epochs=1)), "byol": lab(tiny(epochs=1), method="byol")}
-    runs = sweeper.sweep(tmp_path / "x.json", points, seeds=(0,), jobs=1, memory=True)
+    runs = sweeper.sweep(tmp_path / "x.json", points, seeds=(0,), jobs=1, costs=True)
     assert [run["method"] for run in runs] == ["ours", "byol"] and 0 < runs[0]["step_mib"] < runs[1]["step_mib"]
+    assert 0 < 2 * runs[0]["gflop"] < runs[1]["gflop"], "two views, and a teacher"
 
 
 def test_committed_results_are_whole():
