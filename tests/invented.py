@@ -29,9 +29,9 @@ def invented(script, scale="cpu", seeds=(0, 1, 2), better=()) -> list[dict]:
 
 
 def epoch_row(e: int) -> dict:
-    row = {"epoch": e, "nce": 9 - 0.2 * e, "loss": 9.5 - 0.2 * e, "seconds": 20.0 * e, "rank": 90.0 - e}
+    row = {"epoch": e, "step": 100 * e, "nce": 9 - 0.2 * e, "loss": 9.5 - 0.2 * e, "seconds": 20.0 * e}
     spectrum = [0.5 / r for r in observe.RANKS]
-    return row | {"reach_share": 0.5, "reach_rows": 900.0, "variance": 0.9, "spectrum": spectrum}
+    return row | {"rank": 90.0 - e, "reach_share": 0.5, "reach_rows": 900.0, "variance": 0.9, "spectrum": spectrum}
 
 
 def points_can_be_run(script, scale: str, twice=frozenset()) -> None:

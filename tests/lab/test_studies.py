@@ -84,6 +84,7 @@ def titles(monkeypatch):
             cures, ["windows", "corrected rule + windows"],
             "alone: corrected rule +0.0, SqrtKL +0.0, windows +10.0; all three +0.0",
         ),
+        (one_window, [one_window.WINDOW], "+10.0 linear probe, +10.0 kNN (k = 200)"),
         (ageing, ["windows"], "from 0.28 (none: NPID's rule, random order)\nto 0.28"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
