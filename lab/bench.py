@@ -4,6 +4,7 @@
     python -m lab.bench input       the batched augmentation, and torchvision in a DataLoader
     python -m lab.bench bank        losses and update against N, whole and streamed: time, memory
     python -m lab.bench window      a pass over a window of images against N: time, memory
+    python -m lab.bench disk        photographs read ahead, read at every visit, and in memory
     python -m lab.bench field       a whole step, and a step of SimCLR, SimSiam, BYOL and MoCo
                                     (needs requirements-bench.txt)
     python -m lab.bench overhead --device cuda --results overhead.json
@@ -16,18 +17,22 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from data import Augment, Batch, shuffled, windows
 from lab.measure import in_turn, median, peak_memory, ratio
 from lab.train import LabConfig, build
+from plumbing import automatic
 from plumbing.command_line import Parser, UserError, check_device, command
 from plumbing.devices import hardware, keep_freed_memory, pick_device, pick_precision
-from plumbing.files import Images
+from plumbing.files import Images, common_side, decode
 from plumbing.image_ops import whole_image
 from plumbing.outputs import output, save_text
 from train import Config, Pretraining
@@ -234,6 +239,55 @@ def pass_of(run: Pretraining, images: Images, passes):
     return call
 
 
+# --------------------------------------------------------------------------------------------- disk
+
+DISTINCT = 200  # pictures; the other files are links to them
+
+
+def disk(device: torch.device, repeats: int, scale: float) -> dict:
+    """Training on 20 000 photographs with the settings that train.py chooses for them.
+
+    "in memory" decodes nothing, "read ahead" decodes a picture once while it is in the window,
+    "every visit" in every pass, by a DataLoader. ratio is the time read ahead over that in memory.
+    A call trains on eight passes over the window. "held" is what lies in memory, decoded.
+    """
+    config = shrink(Config(**automatic.settings(20_000, 160), device=device.type), scale)
+    count, passes, calls = max(4 * config.window, int(20_000 * scale)), 8, {}
+    with tempfile.TemporaryDirectory() as folder:
+        files = Images(paths=photographs(Path(folder), count), side=common_side([(213, 160)], config.size))
+        pixels = torch.stack([torch.from_numpy(decode(path, files.side)) for path in files.paths[:DISTINCT]])
+        for name, images in (
+            ("in memory", Repeated(pixels, side=files.side)), ("read ahead", files), ("every visit", replace(files)),
+        ):  # fmt: skip
+            run, order = Pretraining(config, count, device), windows(count, config.window, config.visits, 0)
+            run.encoder.train()
+            one = pass_of(run, images, images.read_ahead(order) if name == "read ahead" else order)
+            calls[name] = lambda one=one: [one() for _ in range(passes)]
+        seconds = in_turn(calls, device, repeats, warm=1)
+    rows, each = {}, 3 * files.side**2 / 2**20
+    trained = passes * (config.window // config.batch_size * config.batch_size)
+    held = {"in memory": count, "read ahead": config.window + config.window // config.visits, "every visit": 0}
+    for name, times in seconds.items():
+        rows[name] = ratio(seconds, name, "in memory") | {
+            "images/s": round(trained * config.batch_size / median(times))
+        }
+        rows[name]["held, MiB"] = round(held[name] * each)
+    return {"ratio": rows["read ahead"]["ratio"], "rows": rows, "goal": 1.1}
+
+
+def photographs(folder: Path, count: int) -> list[Path]:
+    """Paths of `count` JPEG files, 213 by 160 pixels; most are links to one of a few."""
+    names = [folder / f"{i}.jpg" for i in range(count)]
+    for i, name in enumerate(names):
+        if i >= DISTINCT:
+            name.hardlink_to(names[i % DISTINCT])
+            continue
+        rough = torch.randint(256, (1, 3, 15, 20)).float()
+        smooth = F.interpolate(rough, (160, 213), mode="bicubic") + 8 * torch.randn(1, 3, 160, 213)
+        Image.fromarray(smooth[0].clamp(0, 255).byte().permute(1, 2, 0).numpy()).save(name, quality=90)
+    return names
+
+
 # -------------------------------------------------------------------------------------------- field
 
 
@@ -289,7 +343,14 @@ def calls_of(run, images: Images, count: int):
 
 # ------------------------------------------------------------------------------------- command line
 
-BENCHMARKS = {"overhead": overhead, "input": input_pipeline, "bank": bank, "window": window, "field": field}
+BENCHMARKS = {
+    "overhead": overhead,
+    "input": input_pipeline,
+    "bank": bank,
+    "window": window,
+    "disk": disk,
+    "field": field,
+}
 
 
 def table(result: dict) -> str:

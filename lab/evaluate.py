@@ -117,15 +117,16 @@ def draw_labels(labels: Tensor, share: float, draw: int) -> Tensor:
 
 def train_head(
     encoder: Encoder, dataset: Dataset, size: int, device, epochs: int, finetune: bool, seed: int = 0,
-    alpha: float = 0.0, warmup: int = 0,
+    alpha: float = 0.0, warmup: int = 0, view: int = 0,
 ) -> float:  # fmt: skip
     """Train a linear classifier on augmented views (random crop and flip): its test accuracy.
 
-    finetune trains a copy of the backbone too. SGD with momentum 0.9 and a cosine schedule:
-    learning rate 0.1 and no weight decay for the head on a frozen backbone, 0.03 and 5e-4 for
-    fine-tuning. alpha is mixup's (arXiv 1710.09412; 0: off). warmup is for fine-tuning: that many
-    epochs before the schedule starts, in which a ResNet's last stage and the classifier learn at
-    0.03 and everything else is frozen (S3L, arXiv 2103.13559).
+    Views have the side `view` (0: size), test images have `size`. finetune trains a copy of the
+    backbone too. SGD with momentum 0.9 and a cosine schedule: learning rate 0.1 and no weight decay
+    for the head on a frozen backbone, 0.03 and 5e-4 for fine-tuning. alpha is mixup's (arXiv
+    1710.09412; 0: off). warmup is for fine-tuning: that many epochs before the schedule starts, in
+    which a ResNet's last stage and the classifier learn at 0.03 and everything else is frozen (S3L,
+    arXiv 2103.13559).
     """
     torch.manual_seed(seed)
     encoder = copy.deepcopy(encoder).to(device)
@@ -136,7 +137,7 @@ def train_head(
     batch, mixup = min(128, count), MixUp(alpha=alpha or 1.0, num_classes=classes)
     per_epoch = count // batch
     optimizer, schedule = _optimiser(encoder, head, finetune, epochs * per_epoch)
-    augment = Augment(size, jitter_p=0, gray_p=0)
+    augment = Augment(view or size, jitter_p=0, gray_p=0)
     encoder.train(finetune)
     name, total = "fine-tuning" if finetune else "linear, augmented", (warmup + epochs) * per_epoch * batch
     with tqdm(total=total, desc=name, unit=" images", unit_scale=True, leave=False) as bar:

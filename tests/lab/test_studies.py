@@ -29,6 +29,8 @@ from lab.studies import (
     negatives,
     one_window,
     paper_scale,
+    photos,
+    quality,
     recipe,
     search,
     spectrum,
@@ -44,6 +46,7 @@ STUDIES = (
     ingredients, sqrtkl_where, bank_spectrum, recipe, negatives, cheaper_bank, field_lr, field_ideas, growing_views,
     data_efficiency, model_efficiency, transfer, paper_scale, search, cures, spectrum,
     ageing, default, default_ingredients, few_images, field_search, finalists, harder_views, hour, one_window,
+    photos, quality,
 )  # fmt: skip
 TWICE = {fig5_lambda.name("T = 1", 0), fig3_convergence.WITHOUT}  # the same run in the bank's picture at paper scale
 
@@ -207,3 +210,52 @@ def test_what_sgd_and_muon_move_is_measured_drawn_and_tabled(tiny, titles, tmp_p
     spectrum.draw(runs, tmp_path / "x.png")
     assert "SGD" in titles[0] and "Muon" in titles[0]
     assert len(spectrum.table(runs).splitlines()) == 2 + len(runs[0]["final"]["matrices"])
+
+
+def test_photographs_are_measured_frozen_fine_tuned_and_from_scratch(tiny, titles, tmp_path, forked_sweep):
+    config = lab(tiny(epochs=1))
+    points = {"ours": config, "SimCLR": lab(config, method="simclr", branch_setting=0.2)}
+    measure = photos.Measure((1, 1, 1))
+    runs = sweeper.sweep(tmp_path / "x.json", points, seeds=(0,), jobs=1, measure=measure)
+    ours, other = (run["final"] for run in runs)
+    learned = {name + ending for name in ("linear", "finetune") for ending in photos.SHARES}
+    assert learned <= other.keys() and learned | {"scratch", "scratch_10", "scratch_1"} <= ours.keys()
+    assert all(0 <= ours[key] <= 1 for key in ours if key != "seconds") and ours["seconds"] > 0
+    photos.draw(runs, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+    gain = 100 * (ours["finetune"] - ours["scratch"])
+    assert f"less from scratch: {gain:+.1f} (all labels)" in titles[0]
+    lines = photos.table(runs).splitlines()
+    names = ["ours, frozen", "ours, fine-tuned", "SimCLR, frozen", "SimCLR, fine-tuned", *photos.CONTROLS.values()]
+    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in names]
+    assert f"| {100 * ours['knn']:.1f} | 1 |" in lines[2] and "| - | 1 |" in lines[3]
+
+
+def test_from_scratch_has_the_steps_of_pretraining_and_fine_tuning(tiny, monkeypatch):
+    config = tiny(epochs=2)
+    dataset, seen = load_dataset(config), []
+
+    def note(encoder, subset, side, device, epochs, finetune, seed, view):
+        seen.append((len(subset.labelled), epochs, view))
+        return 0.5
+
+    monkeypatch.setattr(photos, "train_head", note)
+    photos.Measure((3, 4, 5)).learned("scratch", torch.nn.Module(), vars(lab(config)), dataset, steps=12)
+    assert [epochs for _, epochs, _ in seen] == [3 + 12, 4 + 12, 5 + 12], "epochs of one step each"
+    assert seen[0][0] == len(dataset.labelled) > seen[1][0] >= seen[2][0]
+    assert {view for *_, view in seen} == {config.size}
+
+
+def test_the_figures_without_labels_are_set_against_both_accuracies(tiny, titles, tmp_path):
+    config = lab(tiny(epochs=1))
+    final = quality.measure(read_checkpoint(train(config)["out"]), load_dataset(config))
+    assert {"linear", "knn", "recovered", "recovered_same", "rank"} == set(final)
+    runs = invented(quality, seeds=(0,))
+    for i, run in enumerate(runs):  # recovered orders the runs as the probe does, the rank the other way round
+        run["final"] |= {"linear": 0.3 + 0.01 * i, "recovered": 0.1 + 0.02 * i, "recovered_same": 0.5, "rank": 50.0 - i}
+        run["final"]["recovered_same"] += 0.01 * (i % 2)
+    quality.draw(runs, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+    assert "recovered, own views +1.00" in titles[0] and "effective rank -1.00" in titles[0]
+    lines = quality.table(runs).splitlines()
+    assert len(lines) == 2 + len(runs) + 3 + 2 * 3 and lines[-2].startswith("| photos | linear probe | +1.00 |")
