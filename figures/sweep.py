@@ -193,7 +193,7 @@ def trained(config: LabConfig, looks: int) -> tuple[dict, Dataset]:
     """The checkpoint of a run, made or resumed in its folder, and its images."""
     folder = config.folder()
     resume = read_checkpoint(str(folder), LabConfig) if (folder / "last.pt").exists() else None
-    where = "dataset data_dir subset holdout size batch_size cache_gb workers cache_dir".split()
+    where = "dataset data_dir subset holdout size eval_size fit batch_size cache_gb workers cache_dir".split()
     dataset = images(**{field: getattr(config, field) for field in where})
     train(config, resume, dataset, watch=Watch(looks))
     return read_checkpoint(str(folder), LabConfig), dataset

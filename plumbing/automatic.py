@@ -12,7 +12,7 @@ from plumbing.folders import layout_of
 
 # Shorter side of the pictures, pixels    views, the network for them, whole images in evaluation
 SIDES = (
-    (96,                                  dict(size=96, eval_size=128, arch="resnet10", width=64)),
+    (96,                                  dict(size=96, eval_size=128, arch="resnet10", width=32, jitter=0.8)),
     (48,                                  dict(size=48, eval_size=64, arch="resnet10", width=32)),
     (0,                                   dict(size=24, eval_size=0, arch="resnet10", width=32)),
 )  # fmt: skip
@@ -20,7 +20,7 @@ SIDES = (
 # Pictures that train, fewer than    length and step; without a row: the defaults
 COUNTS = (
     (2_500,                          dict(batch_size=64, epochs=100)),
-    (4_000,                          dict(batch_size=128, lr=0.05, epochs=60)),
+    (4_000,                          dict(batch_size=128, lr=0.05, epochs=80)),
 )  # fmt: skip
 
 BANK = dict(bank_momentum=0.75, window=1024, visits=16)  # window 0, all pictures, if there are no more

@@ -23,7 +23,7 @@ from figures import plots
 from figures.field import NAMES
 from figures.sweep import figure, spread
 from lab.backbones import encoder_of
-from lab.evaluate import draw_labels, evaluate, train_head
+from lab.evaluate import draw_labels, evaluate, finetuning_rate, train_head
 from lab.train import LabConfig
 from models import Encoder
 from plumbing import automatic
@@ -33,6 +33,7 @@ from plumbing.files import Dataset
 PICTURES, SIDE = 3068, 160  # of the folder that docs/photos.md is about
 SHARES = {"": 1.0, "_10": 0.1, "_1": 0.01}  # of the labels, by the ending of a figure's name
 FINETUNING = {"demo": (4, 4, 4), "cpu": (20, 100, 200), "paper": (100, 200, 400)}  # epochs, by the share of labels
+RATE = 0.03  # of SGD from scratch
 WORDS = ("all labels", "10 %", "1 %")
 CONTROLS = {"scratch": "from scratch", "untrained linear": "untrained, frozen", "raw linear": "raw pixels"}
 
@@ -66,11 +67,11 @@ class Measure:
         encoder = encoder_of(config)
         if config["method"] == "ours":
             steps = config["epochs"] * (len(dataset.train) // config["batch_size"])
-            results |= self.learned("scratch", encoder, config, dataset, steps)
+            results |= self.learned("scratch", encoder, config, dataset, RATE, steps)
         encoder.load_state_dict(checkpoint["encoder"])
-        return results | self.learned("finetune", encoder, config, dataset)
+        return results | self.learned("finetune", encoder, config, dataset, finetuning_rate(config))
 
-    def learned(self, name: str, encoder: Encoder, config: dict, dataset: Dataset, steps: int = 0) -> dict:
+    def learned(self, name, encoder: Encoder, config: dict, dataset: Dataset, rate: float, steps: int = 0) -> dict:
         """Test accuracies of training on each share of the labels: `epochs`, then `steps` more."""
         device, figures = pick_device(config["device"]), {}
         encoder.precision = pick_precision("auto", device)
@@ -80,7 +81,7 @@ class Measure:
             epochs = self.epochs[ending] + steps // (len(chosen) // min(128, len(chosen)))
             side = eval_side(config, dataset.test)
             figures[name + ending] = train_head(
-                encoder, subset, side, device, epochs, True, config["seed"], view=config["size"]
+                encoder, subset, side, device, epochs, True, config["seed"], view=config["size"], rate=rate
             )
         return figures
 
@@ -121,7 +122,7 @@ def title(runs: list[dict]) -> str:
     for ending, words in zip(SHARES, WORDS):
         ours, scratch = (plots.percent(runs, NAMES["ours"], start + ending) for start in ("finetune", "scratch"))
         gains.append(f"{(ours - scratch).mean():+.1f} ({words})")
-    return f"Photographs: fine-tuned after ours, less from scratch: {', '.join(gains)}"
+    return f"Fine-tuned after ours, less from scratch: {', '.join(gains)}"
 
 
 def table(runs: list[dict]) -> str:

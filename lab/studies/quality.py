@@ -106,8 +106,8 @@ def draw(runs: list[dict], path) -> None:
 
 def title(runs: list[dict]) -> str:
     worst = {key: min(agreement(own, key, "linear") for own in by_dataset(runs).values()) for key in FIGURES}
-    words = ", ".join(f"{FIGURES[key]} {value:+.2f}" for key, value in worst.items())
-    return f"Ordering runs without labels: lowest Spearman correlation with the probe\n{words}"
+    words = "\n".join(f"{FIGURES[key]} {value:+.2f}" for key, value in worst.items())
+    return f"Lowest Spearman correlation with the probe:\n{words}"
 
 
 def table(runs: list[dict]) -> str:

@@ -29,7 +29,7 @@ from figures import plots
 from figures.field import at_scale, lasting
 from figures.sweep import figure, identity, spread
 from lab.backbones import encoder_of
-from lab.evaluate import evaluate, train_head
+from lab.evaluate import evaluate, finetuning_rate, train_head
 from lab.measure import forward_flop
 from lab.s3l import restore_last_stage
 from lab.train import LabConfig
@@ -91,14 +91,15 @@ class Measure:
             dataset = load_dataset(LabConfig(**(config | {"size": self.full.size})))
             dataset = replace(dataset, labelled=dataset.labelled.take(target))
         encoder.load_state_dict(checkpoint["encoder"])
-        figures |= self.finetuned(encoder, config, dataset, config["drop_last_stage"])
+        after = finetuning_rate(config)
+        figures |= self.finetuned(encoder, config, dataset, config["drop_last_stage"], after)
         if identity(config, 0) == identity(asdict(self.full), 0):
-            for name, start, anew in ((SCRATCH, untrained, False), (ANEW, encoder, True)):
-                control = self.finetuned(start, config, dataset, anew)
+            for name, start, anew, rate in ((SCRATCH, untrained, False, 0.03), (ANEW, encoder, True, after)):
+                control = self.finetuned(start, config, dataset, anew, rate)
                 figures |= {f"{name}: {key}": value for key, value in control.items()}
         return figures
 
-    def finetuned(self, encoder: Encoder, config: dict, dataset: Dataset, anew: bool) -> dict:
+    def finetuned(self, encoder: Encoder, config: dict, dataset: Dataset, anew: bool, rate: float) -> dict:
         """Accuracy and costs of fine-tuning; anew: with a new last stage, trained alone first."""
         device, side = pick_device(config["device"]), eval_side(asdict(self.full), dataset.test)
         warmup, started = self.warmup * anew, time.perf_counter()
@@ -106,8 +107,9 @@ class Measure:
             encoder = restore_last_stage(encoder, config)
         encoder.precision = pick_precision(config["precision"], device)
         accuracy = train_head(
-            encoder, dataset.to(device), side, device, self.epochs, True, config["seed"], alpha=1.0, warmup=warmup
-        )
+            encoder, dataset.to(device), side, device, self.epochs, True, config["seed"], alpha=1.0, warmup=warmup,
+            rate=rate,
+        )  # fmt: skip
         seconds = time.perf_counter() - started
         views = len(dataset.labelled) // 128 * 128 or len(dataset.labelled)  # an epoch
         encoders = (encoder_of(config | {"drop_last_stage": dropped}) for dropped in (False, True))

@@ -167,6 +167,17 @@ def test_warm_up_moves_the_new_stage_alone_and_fine_tuning_then_moves_everything
     assert moved[1] == set(start)
 
 
+@pytest.mark.parametrize("optimizer, rate", [("muon", 0.005), ("sgd", 0.03)])
+def test_a_network_that_muon_trained_is_fine_tuned_in_smaller_steps(optimizer, rate, monkeypatch):
+    rates = []
+    monkeypatch.setattr(program, "_optimiser", lambda encoder, head, rate, steps: 1 / rates.append(rate))
+    encoder = Encoder("resnet10", 16, 8, 16, 2, 16)
+    more = program.Protocols({"optimizer": optimizer}, ("finetune",), epochs=1)
+    with pytest.raises(TypeError):
+        more(encoder, brightness(), 16, torch.empty(0), torch.empty(0))
+    assert rates == [rate]
+
+
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_fine_tuning_with_mixup_learns_from_mixtures_and_without_it_mixes_nothing(alpha, monkeypatch):
     targets, cross_entropy = [], F.cross_entropy

@@ -385,3 +385,15 @@ def test_a_script_whose_reader_goes_away_ends_quietly(tmp_path):
     script = ["bash", "-c", '"$@" | true; exit ${PIPESTATUS[0]}', "x", *line]
     ended = subprocess.run(script, capture_output=True, text=True, cwd=sweeper.ROOT)
     assert (ended.returncode, ended.stderr) == (141, "") and (tmp_path / "x.png").exists()
+
+
+def test_a_sweep_decodes_images_as_train_and_its_evaluation_need_them(tiny, monkeypatch, tmp_path):
+    config, seen = lab(tiny(eval_size=40, fit="pad"), out=str(tmp_path / "x")), []
+    monkeypatch.setattr(sweeper, "load_dataset", seen.append)
+    monkeypatch.setattr(sweeper, "train", lambda *given, **named: None)
+    monkeypatch.setattr(sweeper, "read_checkpoint", lambda *given: {})
+    sweeper.images.cache_clear()
+    sweeper.trained(config, 0)
+    sweeper.images.cache_clear()
+    same = "dataset data_dir subset holdout size eval_size fit cache_gb workers cache_dir".split()
+    assert [getattr(seen[0], name) for name in same] == [getattr(config, name) for name in same]

@@ -29,6 +29,7 @@ from lab.studies import (
     negatives,
     one_window,
     paper_scale,
+    photo_settings,
     photos,
     quality,
     recipe,
@@ -46,7 +47,7 @@ STUDIES = (
     ingredients, sqrtkl_where, bank_spectrum, recipe, negatives, cheaper_bank, field_lr, field_ideas, growing_views,
     data_efficiency, model_efficiency, transfer, paper_scale, search, cures, spectrum,
     ageing, default, default_ingredients, few_images, field_search, finalists, harder_views, hour, one_window,
-    photos, quality,
+    photo_settings, photos, quality,
 )  # fmt: skip
 TWICE = {fig5_lambda.name("T = 1", 0), fig3_convergence.WITHOUT}  # the same run in the bank's picture at paper scale
 
@@ -235,12 +236,12 @@ def test_from_scratch_has_the_steps_of_pretraining_and_fine_tuning(tiny, monkeyp
     config = tiny(epochs=2)
     dataset, seen = load_dataset(config), []
 
-    def note(encoder, subset, side, device, epochs, finetune, seed, view):
+    def note(encoder, subset, side, device, epochs, finetune, seed, view, rate):
         seen.append((len(subset.labelled), epochs, view))
         return 0.5
 
     monkeypatch.setattr(photos, "train_head", note)
-    photos.Measure((3, 4, 5)).learned("scratch", torch.nn.Module(), vars(lab(config)), dataset, steps=12)
+    photos.Measure((3, 4, 5)).learned("scratch", torch.nn.Module(), vars(lab(config)), dataset, 0.1, steps=12)
     assert [epochs for _, epochs, _ in seen] == [3 + 12, 4 + 12, 5 + 12], "epochs of one step each"
     assert seen[0][0] == len(dataset.labelled) > seen[1][0] >= seen[2][0]
     assert {view for *_, view in seen} == {config.size}
@@ -259,3 +260,13 @@ def test_the_figures_without_labels_are_set_against_both_accuracies(tiny, titles
     assert "recovered, own views +1.00" in titles[0] and "effective rank -1.00" in titles[0]
     lines = quality.table(runs).splitlines()
     assert len(lines) == 2 + len(runs) + 3 + 2 * 3 and lines[-2].startswith("| photos | linear probe | +1.00 |")
+
+
+def test_settings_for_photographs_are_judged_without_the_test_images(tiny, tmp_path):
+    config = lab(tiny(epochs=1))
+    checkpoint, dataset = read_checkpoint(train(config)["out"]), load_dataset(config)
+    dataset.test = None
+    final = photo_settings.measure(checkpoint, dataset, folds=3)
+    assert set(final) == {"linear", "knn"} and all(0 < value <= 1 for value in final.values())
+    lines = photo_settings.table(invented(photo_settings, seeds=(0,))).splitlines()
+    assert len(lines) == 2 + len(photo_settings.TRIALS) and lines[2].endswith("| 45.0 | 40.0 | 800 | 1 |")
