@@ -19,8 +19,8 @@ from eval_linear import eval_side, knn, linear_probe, load_backbone
 from figures.sweep import figure, spread
 from lab.backbones import encoder_of
 from lab.train import LabConfig
-from plumbing.devices import pick_device, pick_precision
-from plumbing.features import extract
+from plumbing.devices import pick_device
+from plumbing.features import extract, ready
 from plumbing.files import Dataset
 
 STRONG = dict(jitter=0.8, blur=0.5, crop_min=0.08)
@@ -58,9 +58,9 @@ def measure(checkpoint: dict, dataset: Dataset, folds: int = 5) -> dict:
     """Both accuracies on the labelled training images, by cross-validation."""
     config, images = checkpoint["config"], dataset.labelled
     device, labels, figures = pick_device(config["device"]), images.labels.cpu(), {"linear": 0.0, "knn": 0.0}
-    encoder = load_backbone(checkpoint, encoder_of).to(device)
-    encoder.precision = pick_precision("auto", device)
-    features = extract(encoder, images.to(device), eval_side(config, images), device)  # (N, F)
+    encoder, side = load_backbone(checkpoint, encoder_of), eval_side(config, images)
+    ready(encoder, device, None, side)
+    features = extract(encoder, images.to(device), side, device)  # (N, F)
     fold = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)) % folds  # (N,)
     for own in range(folds):
         learns, tested = fold != own, fold == own

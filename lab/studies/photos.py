@@ -23,7 +23,7 @@ from figures import plots
 from figures.field import NAMES
 from figures.sweep import figure, spread
 from lab.backbones import encoder_of
-from lab.evaluate import draw_labels, evaluate, finetuning_rate, train_head
+from lab.evaluate import FINETUNING_RATE, draw_labels, evaluate, finetuning_rate, train_head
 from lab.train import LabConfig
 from models import Encoder
 from plumbing import automatic
@@ -33,7 +33,6 @@ from plumbing.files import Dataset
 PICTURES, SIDE = 3068, 160  # of the folder that docs/photos.md is about
 SHARES = {"": 1.0, "_10": 0.1, "_1": 0.01}  # of the labels, by the ending of a figure's name
 FINETUNING = {"demo": (4, 4, 4), "cpu": (20, 100, 200), "paper": (100, 200, 400)}  # epochs, by the share of labels
-RATE = 0.03  # of SGD from scratch
 WORDS = ("all labels", "10 %", "1 %")
 CONTROLS = {"scratch": "from scratch", "untrained linear": "untrained, frozen", "raw linear": "raw pixels"}
 
@@ -67,7 +66,7 @@ class Measure:
         encoder = encoder_of(config)
         if config["method"] == "ours":
             steps = config["epochs"] * (len(dataset.train) // config["batch_size"])
-            results |= self.learned("scratch", encoder, config, dataset, RATE, steps)
+            results |= self.learned("scratch", encoder, config, dataset, FINETUNING_RATE, steps)
         encoder.load_state_dict(checkpoint["encoder"])
         return results | self.learned("finetune", encoder, config, dataset, finetuning_rate(config))
 

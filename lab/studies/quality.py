@@ -15,12 +15,14 @@ from dataclasses import replace
 import torch
 
 from data import Augment
-from eval_linear import evaluate, load_backbone
+from eval_linear import eval_side, evaluate, load_backbone
 from figures import plots
+from figures.field import lasting
 from figures.sweep import figure
 from lab.backbones import encoder_of
 from lab.train import LabConfig, build
-from plumbing.devices import pick_device, pick_precision
+from plumbing.devices import pick_device
+from plumbing.features import ready
 from plumbing.files import Dataset
 from plumbing.quality import quality
 
@@ -41,19 +43,16 @@ ACCURACIES = {"linear": "linear probe", "knn": "kNN"}
 
 def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
     rows = {}
-    for name, own in DATASETS.items():
+    for name, own in list(DATASETS.items())[: 1 if scale == "demo" else None]:  # shapes come first
         run = LabConfig(dataset="shapes", data_dir=base.data_dir, device=base.device, knn_every=0, **own)
         if name != "shapes":
             run = replace(run, dataset="folder", data_dir=f"{base.data_dir}/{name}")
-        if scale == "demo" and name == "shapes":
+        if scale == "demo":
             run = replace(run, subset=1000, width=8, size=16, epochs=4, window=256)
-        if scale == "demo" and name != "shapes":
-            continue
         for words, change in SETTINGS.items():
             change = {key: getattr(run, key) * value if key in SCALED else value for key, value in change.items()}
             config = replace(run, **change)
-            epochs = int(config.epochs)
-            rows[f"{name}: {words}"] = replace(config, epochs=epochs, warmup=min(config.warmup, epochs / 5))
+            rows[f"{name}: {words}"] = lasting(config, int(config.epochs))
     return rows
 
 
@@ -61,8 +60,8 @@ def measure(checkpoint: dict, dataset: Dataset) -> dict:
     config = checkpoint["config"]
     device = pick_device(config["device"])
     figures = evaluate(checkpoint, dataset, device=config["device"], controls=False, quiet=True)["trained"]
-    encoder, images = load_backbone(checkpoint, encoder_of).to(device), dataset.test.to(device)
-    encoder.precision = pick_precision("auto", device)
+    encoder, images = load_backbone(checkpoint, encoder_of), dataset.test.to(device)
+    ready(encoder, device, None, eval_side(config, images))
     own = build(LabConfig(**config), len(dataset.train), device).augment
     for augment, ending in ((own, ""), (Augment(config["size"]), "_same")):
         row = quality(encoder, images, config, augment, device)

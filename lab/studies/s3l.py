@@ -29,7 +29,7 @@ from figures import plots
 from figures.field import at_scale, lasting
 from figures.sweep import figure, identity, spread
 from lab.backbones import encoder_of
-from lab.evaluate import evaluate, finetuning_rate, train_head
+from lab.evaluate import FINETUNING_RATE, evaluate, finetuning_rate, train_head
 from lab.measure import forward_flop
 from lab.s3l import restore_last_stage
 from lab.train import LabConfig
@@ -94,7 +94,7 @@ class Measure:
         after = finetuning_rate(config)
         figures |= self.finetuned(encoder, config, dataset, config["drop_last_stage"], after)
         if identity(config, 0) == identity(asdict(self.full), 0):
-            for name, start, anew, rate in ((SCRATCH, untrained, False, 0.03), (ANEW, encoder, True, after)):
+            for name, start, anew, rate in ((SCRATCH, untrained, False, FINETUNING_RATE), (ANEW, encoder, True, after)):
                 control = self.finetuned(start, config, dataset, anew, rate)
                 figures |= {f"{name}: {key}": value for key, value in control.items()}
         return figures
