@@ -1,9 +1,9 @@
 """The methods that the comparisons include, each with its own settings, on one base.
 
-All methods share backbone, images, augmentation, batch size, SGD with a cosine, and evaluation. A
-method has its own head, weight decay and learning rate. For the two-branch methods they come from
-lightly's CIFAR-10 benchmark (the weight decay is 5e-4), for ours from `sweep.ROUND_ONE`. The
-learning rate of each method is the best of a few (lab/studies/field_lr.py).
+All methods share backbone, images, augmentation, schedule and evaluation. A method has its own
+head; those of the two-branch methods are lightly's for CIFAR-10. Optimiser, learning rate, weight
+decay, batch size, smallest crop and the method's own setting are those that served it best in a
+search of equal size for each (lab/studies/field_search.py).
 
     NPID        our bank with a random start, NPID's rule and NPID's m (arXiv 1805.01978)
     parametric  instance classification with a classifier that SGD trains (arXiv 2006.14618). A bank
@@ -12,12 +12,18 @@ learning rate of each method is the best of a few (lab/studies/field_lr.py).
                 SGD with the network's lr 0.1 and momentum 0.9, on the mean over a batch of 128 with
                 tau 0.07, gives a = 0.1 / (1 - 0.9) / 128 / 0.07 = 0.11, which is m = 0.9. The
                 classifier starts at random.
+
+Both have every image in the bank. The bank of one window is ours alone.
 """
 
 from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 
-from figures.sweep import ROUND_ONE
+from figures.sweep import RESULTS, ROUND_ONE, read
+from lab.studies import default
 from lab.train import LabConfig
+from train import RECIPES
 
 NAMES = {
     "ours": "ours", "npid": "NPID", "parametric": "parametric", "simclr": "SimCLR", "moco": "MoCo v2, both ways",
@@ -25,10 +31,10 @@ NAMES = {
 }  # fmt: skip
 OURS = {
     "ours": {},
-    "npid": dict(bank_init="random", bank_update="npid", bank_momentum=0.5),
-    "parametric": dict(bank_init="random", bank_momentum=0.9),
+    "npid": dict(bank_init="random", bank_update="npid", bank_momentum=0.5, window=0),
+    "parametric": dict(bank_init="random", bank_momentum=0.9, window=0),
 }
-LR = {  # for a batch of 128, the best of the search
+LR = {  # of SGD for a batch of 128, the best of the first search (lab/studies/field_lr.py)
     "ours": 0.1, "npid": 0.0125, "parametric": 0.1, "simclr": 0.24, "moco": 0.12, "mocov2": 0.12, "byol": 0.96,
     "simsiam": 0.48, "barlow": 0.0002, "dino": 0.24,
 }  # fmt: skip
@@ -36,17 +42,54 @@ BEST = ("simclr", "moco")  # the best two-branch methods in Figure 1: the other 
 # Settings that mean nothing to a two-branch method, which gets them at their value in ROUND_ONE.
 OWN = "layers hidden dim temperature bank_momentum bank_init bank_update negatives lam kl_temperature cutmix".split()
 OWN += ["sgd_momentum"]
+SEARCH = RESULTS / "field_search-cpu.json"
+SEARCHED = "optimizer lr weight_decay batch_size crop_min temperature branch_setting".split()
 
 
-def contestant(base: LabConfig, method: str, lr: float = 0.0) -> LabConfig:
-    """base with the settings of a method of NAMES.
+def base_of(base: LabConfig, scale: str = "cpu") -> LabConfig:
+    """The default recipe for the images of base; at cpu scale with a network of width 16."""
+    if scale == "paper":
+        return LabConfig(**(RECIPES["gpu"] | dict(dataset=base.dataset, data_dir=base.data_dir, device=base.device)))
+    recipe = default.points(base, scale)[default.NAME]
+    return replace(recipe, width=recipe.width or 16)
+
+
+def method_on(base: LabConfig, method: str) -> LabConfig:
+    """base with a method of NAMES, and with its optimiser."""
+    alone = {name: ROUND_ONE[name] for name in OWN} | dict(method=method, window=0)
+    return replace(base, **(OURS[method] if method in OURS else alone))
+
+
+def contestant(base: LabConfig, method: str) -> LabConfig:
+    """base with a method of NAMES and the settings that the search chose for it.
+
+    Where base has smaller batches, so has the method, with a rate to match.
+    """
+    config = replace(method_on(base, method), **best(SEARCH).get(method, {}))
+    share = min(1, base.batch_size / config.batch_size)
+    rate = config.lr * (share if config.optimizer == "sgd" else share**0.5)
+    return replace(config, batch_size=round(config.batch_size * share), lr=rate)
+
+
+@lru_cache
+def best(file: Path) -> dict[str, dict]:
+    """By method, the settings of the trial with the best linear and kNN accuracy together."""
+    leaders: dict[str, tuple[float, dict]] = {}
+    kinds = {words: method for method, words in NAMES.items()}
+    for run in read(file):
+        method, sum_of_both = kinds[run["name"].split(": ")[0]], run["final"]["linear"] + run["final"]["knn"]
+        if sum_of_both > leaders.get(method, (0.0,))[0]:
+            leaders[method] = sum_of_both, {name: run["config"][name] for name in SEARCHED}
+    return {method: settings for method, (_, settings) in leaders.items()}
+
+
+def with_sgd(base: LabConfig, method: str, lr: float = 0.0) -> LabConfig:
+    """base with a method of NAMES as the first round compared it: SGD, and no windows.
 
     lr is for a batch of 128; 0 takes the method's own.
     """
-    if method in OURS:
-        settings = OURS[method]
-    else:
-        settings = {name: ROUND_ONE[name] for name in OWN} | dict(method=method, weight_decay=5e-4)
+    settings = OURS[method] if method in OURS else {name: ROUND_ONE[name] for name in OWN}
+    settings = settings | (dict(window=base.window) if method in OURS else dict(method=method, weight_decay=5e-4))
     return replace(base, lr=(lr or LR[method]) * base.batch_size / 128, **settings)
 
 

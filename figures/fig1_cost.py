@@ -1,31 +1,37 @@
 """Figure 1: what accuracy costs. Our method and two-branch methods, at equal epochs and equal time.
 
     python figures/fig1_cost.py --scale demo            the embedded shapes, a few minutes
-    python figures/fig1_cost.py --data-dir my_cifar10   10 000 images, two hours on two cores
+    python figures/fig1_cost.py --data-dir my_cifar10   10 000 images, three hours on two cores
     python figures/fig1_cost.py --scale paper           CIFAR-100, ResNet-18, one GPU
 
 Every point is a run of its own, whose learning rate falls to zero at its end. So the line through a
-method's runs of several lengths shows what the method reaches in a given time. Needs
-requirements-bench.txt. Learning rates and weight decay of the other methods: figures/field.py.
+method's runs of several lengths shows what the method reaches in a given time. That time is the
+run's number of views at the method's images/s (lab/studies/throughput.py, which takes turns), so it
+does not depend on what else ran beside a run. Needs requirements-bench.txt. The methods' settings:
+figures/field.py.
 """
 
+import json
 import statistics
 import sys
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from figures import plots
-from figures.field import NAMES, OURS, at_scale, contestant, lasting
-from figures.sweep import figure, spread
+from figures.field import NAMES, OURS, base_of, contestant, lasting
+from figures.sweep import RESULTS, figure, spread
 from lab.train import LabConfig
 
-EPOCHS = {"demo": (2, 4, 8), "cpu": (5, 10, 20), "paper": (50, 200, 400)}  # the last length is for one branch alone
+EPOCHS = {"demo": (2, 4, 8), "cpu": (10, 20, 40), "paper": (50, 100, 200)}  # the last length is for one branch alone
+RATES = RESULTS / "bench" / "methods-cpu.json"  # python -m lab.studies.throughput field --device cpu
+ONE_WAY = 1.5  # MoCo v2 one way has a cheaper step: it gets this many times the longest of the others, too
 
 
 def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
-    base = at_scale(base, scale)
+    base = base_of(base, scale)
     if scale == "cpu":
         base = replace(base, subset=10_000)
     elif scale == "paper":
@@ -33,7 +39,9 @@ def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
     rows = {}
     for method, name in NAMES.items():
         short, long, longer = EPOCHS[scale]
-        lengths = {"ours": (short, long, longer)}.get(method, (longer,) if method in OURS else (short, long))
+        lengths = (short, long, round(ONE_WAY * long)) if method == "mocov2" else (short, long)
+        if method in OURS:
+            lengths = (short, long, longer) if method == "ours" else (longer,)
         for epochs in lengths:
             rows[f"{name}, {epochs} epochs"] = lasting(contestant(base, method), epochs)
     return rows
@@ -44,13 +52,36 @@ def method_of(name: str) -> str:
 
 
 def seconds(runs: list[dict], name: str) -> float:
-    """Training time: the median epoch over all seeds, times the number of epochs.
+    """Training time: the run's views at the measured images/s of its method (RATES).
 
-    The median hides what else ran on the machine.
+    Without a measured rate: the median epoch over all seeds, times the number of epochs. The median
+    hides what else ran on the machine.
     """
-    histories = [run["epochs"] for run in runs if run["name"] == name]
-    clocks = [[0.0, *(row["seconds"] for row in epochs)] for epochs in histories]
-    return len(histories[0]) * statistics.median(b - a for clock in clocks for a, b in zip(clock, clock[1:]))
+    own = [run for run in runs if run["name"] == name]
+    rate, views = rate_of(own[0]), images_of(own[0]["config"])
+    if rate:
+        return views / rate
+    clocks = [[0.0, *(row["seconds"] for row in run["epochs"])] for run in own]
+    epochs = own[0]["config"]["epochs"]
+    return epochs * statistics.median(b - a for clock in clocks for a, b in zip(clock, clock[1:]))
+
+
+def images_of(config: dict) -> int:
+    """The images that a run's steps see."""
+    return config["subset"] // config["batch_size"] * config["batch_size"] * config["epochs"]
+
+
+@lru_cache
+def rates() -> dict:
+    return json.loads(RATES.read_text()) if RATES.exists() else {}
+
+
+def rate_of(run: dict) -> float | None:
+    """Images/s of a run's method, if they were measured with its network and step."""
+    method = next((key for key, words in NAMES.items() if words == method_of(run["name"])), "")
+    row, config = rates().get("rows", {}).get(method), run["config"]
+    measured = row and all(row["settings"][key] == config[key] for key in row["settings"])
+    return row["images/s"] if measured else None
 
 
 def draw(runs: list[dict], path) -> None:
@@ -94,9 +125,8 @@ def table(runs: list[dict]) -> str:
     for name in dict.fromkeys(run["name"] for run in runs):
         own = [run for run in runs if run["name"] == name]
         cells = [spread(runs, name, key) for key in ("linear", "knn")]
-        config, taken = own[0]["config"], seconds(runs, name)
-        steps = config["subset"] // config["batch_size"] * config["epochs"]
-        cells += [f"{taken:.0f}", f"{steps * config['batch_size'] / taken:.0f}" if steps else "-"]
+        views, taken = images_of(own[0]["config"]), seconds(runs, name)
+        cells += [f"{taken:.0f}", f"{views / taken:.0f}" if views else "-"]
         cells += [f"{own[0]['gflop']:.2f}" if "gflop" in own[0] else "-", f"{own[0]['step_mib']}", f"{len(own)}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -19,8 +19,7 @@ SIDES = (
 
 # Pictures that train, fewer than    length and step; without a row: the defaults
 COUNTS = (
-    (2_500,                          dict(batch_size=64, epochs=100)),
-    (4_000,                          dict(batch_size=128, lr=0.05, epochs=80)),
+    (4_000,                          dict(batch_size=128, lr=0.05, epochs=120)),
 )  # fmt: skip
 
 BANK = dict(bank_momentum=0.75, window=1024, visits=16)  # window 0, all pictures, if there are no more

@@ -13,26 +13,36 @@ from torch import Tensor
 QUINTIC = (3.4445, -4.7750, 2.0315)  # a, b, c of a x + b x^3 + c x^5, as in torch.optim.Muon
 
 
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """About U V' for each of the matrices U S V' (M, R, C), by Newton-Schulz iterations.
+def orthogonalise(matrices: list[Tensor], steps: int = 5) -> list[Tensor]:
+    """About U V' for each of the matrices U S V' (R, C), by Newton-Schulz iterations.
 
     An iteration is X <- (a + b X X' + c (X X')^2) X. All its factors are polynomials of the Gram
-    matrix G = X X' (M, R, R) and commute, so their product is built up on G and applied to X once.
+    matrix G = X X' and commute, so their product is built up on G and applied to X once. Gram
+    matrices of one size are multiplied together, because each call costs time.
     """
+    wide = [x.mT if x.shape[0] > x.shape[1] else x for x in matrices]
+    wide = [x / x.norm().clamp(min=1e-7) for x in wide]
+    sizes: dict[int, list[int]] = {}
+    for i, x in enumerate(wide):
+        sizes.setdefault(len(x), []).append(i)
+    for places in sizes.values():
+        products = newton_schulz(torch.stack([wide[i] @ wide[i].mT for i in places]), steps)  # (M, R, R)
+        for i, product in zip(places, products):
+            wide[i] = product @ wide[i]
+    return [x.mT if m.shape[0] > m.shape[1] else x for m, x in zip(matrices, wide)]
+
+
+def newton_schulz(gram: Tensor, steps: int) -> Tensor:  # (M, R, R) -> (M, R, R)
+    """The product of the factors of `steps` iterations, from the Gram matrices."""
     a, b, c = QUINTIC
-    tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
-    x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
-    gram = x @ x.mT  # (M, R, R)
     product = None
     for i in range(steps):
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         factor.diagonal(dim1=1, dim2=2).add_(a)
-        product = factor if product is None else product @ factor
+        product = factor if product is None else torch.bmm(product, factor)
         if i < steps - 1:
-            gram = gram @ factor @ factor  # the Gram matrix of factor X
-    x = product @ x
-    return x.mT if tall else x
+            gram = torch.bmm(torch.bmm(gram, factor), factor)  # the Gram matrix of factor X
+    return product
 
 
 class Muon(torch.optim.Optimizer):
@@ -53,26 +63,27 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         matrices, vectors = self.param_groups
-        for p, buffer in self._buffers(vectors):
-            p.sub_(buffer.mul_(vectors["momentum"]).add_(p.grad), alpha=vectors["lr"])
-        shapes: dict[torch.Size, list] = {}
-        for p, buffer in self._buffers(matrices):
-            buffer.lerp_(p.grad, 1 - matrices["momentum"])
-            shapes.setdefault(p.shape, []).append((p, p.grad.lerp(buffer, matrices["momentum"]).flatten(1)))
-        for shape, pairs in shapes.items():  # matrices of one shape are orthogonalised together
-            directions = orthogonalise(torch.stack([direction for _, direction in pairs]), matrices["steps"])
-            rate = matrices["lr"] * max(1, directions.shape[1] / directions.shape[2]) ** 0.5
-            for (p, _), direction in zip(pairs, directions):
-                p.mul_(1 - matrices["lr"] * matrices["weight_decay"]).sub_(direction.view(shape), alpha=rate)
+        params, grads, buffers = self._moving(vectors)
+        if params:  # a call for all of them: on a GPU each call costs time
+            torch._foreach_mul_(buffers, vectors["momentum"])
+            torch._foreach_add_(buffers, grads)
+            torch._foreach_add_(params, buffers, alpha=-vectors["lr"])
+        params, grads, buffers = self._moving(matrices)
+        if params:
+            torch._foreach_lerp_(buffers, grads, 1 - matrices["momentum"])
+            nesterov = torch._foreach_lerp(grads, buffers, matrices["momentum"])
+            directions = orthogonalise([g.flatten(1) for g in nesterov], matrices["steps"])
+            directions = [d * max(1, d.shape[0] / d.shape[1]) ** 0.5 for d in directions]
+            torch._foreach_mul_(params, 1 - matrices["lr"] * matrices["weight_decay"])
+            torch._foreach_add_(params, [d.view(p.shape) for p, d in zip(params, directions)], alpha=-matrices["lr"])
 
-    def _buffers(self, group):
-        """Parameters with a gradient, and their momentum buffers."""
-        for p in group["params"]:
-            if p.grad is not None:
-                state = self.state[p]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(p)
-                yield p, state["momentum_buffer"]
+    def _moving(self, group) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Parameters with a gradient, their gradients and their momentum buffers."""
+        params = [p for p in group["params"] if p.grad is not None]
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return params, [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]
 
 
 def optimizer_of(config, parameters) -> torch.optim.Optimizer:

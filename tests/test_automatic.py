@@ -41,14 +41,14 @@ def configured(place, *flags, **options):
 @pytest.mark.parametrize(
     ("count", "side", "expected"),
     [
-        (3068, 160, LARGE | dict(batch_size=128, lr=0.05, epochs=80, window=1024)),
-        (2500, 96, LARGE | dict(batch_size=128, lr=0.05, epochs=80, window=1024)),
-        (2499, 95, MIDDLE | dict(batch_size=64, epochs=100, window=1024)),
+        (3068, 160, LARGE | dict(batch_size=128, lr=0.05, epochs=120, window=1024)),
+        (2500, 96, LARGE | dict(batch_size=128, lr=0.05, epochs=120, window=1024)),
+        (2499, 95, MIDDLE | dict(batch_size=128, lr=0.05, epochs=120, window=1024)),
         (4000, 48, MIDDLE | dict(window=1024)),
-        (3999, 47, SMALL | dict(batch_size=128, epochs=80, window=1024)),
+        (3999, 47, SMALL | dict(batch_size=128, epochs=120, window=1024)),
         (50_000, 32, SMALL | dict(window=1024)),
-        (1024, 32, SMALL | dict(batch_size=64, epochs=100, window=0)),
-        (1025, 20, SMALL | dict(size=20, batch_size=64, window=1024)),
+        (1024, 32, SMALL | dict(batch_size=128, epochs=120, window=0)),
+        (1025, 20, SMALL | dict(size=20, batch_size=128, window=1024)),
         (30, 1, SMALL | dict(size=1, batch_size=30, window=0)),
         (1, 400, LARGE | dict(batch_size=2, window=0)),
     ],
@@ -62,7 +62,7 @@ def test_settings_follow_from_count_and_side(count, side, expected):
 
 def test_the_pictures_of_a_folder_choose_and_a_line_says_what(folder, capsys):
     config = configured(folder(12, (120, 100)))
-    assert (config.size, config.eval_size, config.width, config.epochs, config.batch_size) == (96, 128, 32, 100, 12)
+    assert (config.size, config.eval_size, config.width, config.epochs, config.batch_size) == (96, 128, 32, 120, 12)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("12 pictures train, shorter side 100, so: --size 96 --eval-size 128 --arch resnet10 ")
     flags = re.findall(r"(--\S+ [\w.]+)(?= --| \()", line)
@@ -192,7 +192,7 @@ def test_the_docs_show_the_tables_as_they_are():
         assert jitter == str(values.get("jitter", "the default"))
         assert size.startswith(str(values["size"])) and network == f"{values['arch']}, {values['width']}"
         assert whole == str(values["eval_size"] or "their own, up to 4/3 of `--size`")
-    for name, count in (("fewer than 2 500", 2499), ("2 500 to 3 999", 2500), ("4 000 and more", 4000)):
+    for name, count in (("fewer than 4 000", 3999), ("4 000 and more", 4000)):
         chosen = settings(count, 100)
         wanted = [str(chosen.get(key, "the default")) for key in ("batch_size", "lr", "epochs")]
         assert rows[name] == wanted

@@ -35,7 +35,7 @@ def test_a_step_is_that_of_torchs_muon_up_to_bf16():
 def test_orthogonalised_matrices_keep_their_directions_and_lose_their_lengths(shape):
     left, right = torch.randn(shape[0], shape[1], 6), torch.randn(shape[0], 6, shape[2])
     u, s, v = torch.linalg.svd(left @ right, full_matrices=False)
-    x = orthogonalise(u[..., :6] * (1 + torch.arange(6)) @ v[:, :6])
+    x = torch.stack(orthogonalise(u[..., :6] * (1 + torch.arange(6)) @ v[:, :6]))
     in_basis = u[..., :6].mT @ x @ v[:, :6].mT  # (M, 6, 6)
     lengths = in_basis.diagonal(dim1=1, dim2=2)
     assert lengths.min() > 0.6 and lengths.max() < 1.3

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from eval_linear import eval_side
 from figures import plots
-from figures.field import BEST, NAMES, at_scale, contestant, lasting
+from figures.field import BEST, NAMES, base_of, contestant, lasting
 from figures.sweep import figure, spread
 from lab.backbones import encoder_of
 from lab.evaluate import draw_labels, evaluate, train_head
@@ -23,22 +23,28 @@ from lab.train import LabConfig
 from plumbing.devices import pick_device, pick_precision
 from plumbing.files import Dataset
 
-EPOCHS = {  # of ours, by the number of images
-    "demo": {200: 10, 1000: 4},
-    "cpu": {1000: 100, 2500: 40, 10_000: 14, 50_000: 4},
-    "paper": {1000: 800, 2500: 400, 10_000: 200, 50_000: 200},
-}
+SIZES = {  # the number of images, and what the default recipe changes for it; epochs are of ours
+    "demo": {200: dict(epochs=10, batch_size=64), 1000: dict(epochs=4)},
+    "cpu": {
+        1000: dict(epochs=100, batch_size=128), 2500: dict(epochs=80, batch_size=128), 5000: dict(epochs=40),
+        10_000: dict(epochs=20), 50_000: dict(epochs=10, window=2048),
+    },
+    "paper": {
+        1000: dict(epochs=800, batch_size=128), 2500: dict(epochs=400, batch_size=128), 5000: dict(epochs=200),
+        10_000: dict(epochs=200), 50_000: dict(epochs=200),
+    },
+}  # fmt: skip
 LABELS = {"all labels": "linear", "10 % of the labels": "linear_10", "1 %": "linear_1"}
 SCRATCH = "from scratch"
 
 
 def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
-    rows = {}
-    for count, epochs in EPOCHS[scale].items():
+    base, rows = base_of(base, scale), {}
+    for count, changes in SIZES[scale].items():
         for method in ("ours", *BEST):
-            config = contestant(at_scale(base, scale), method)
-            length = epochs if method == "ours" else epochs // 2
-            rows[f"{NAMES[method]}, {count} images"] = lasting(replace(config, subset=count), length)
+            config = contestant(replace(base, subset=count, **changes), method)
+            epochs = config.epochs if method == "ours" else config.epochs // 2
+            rows[f"{NAMES[method]}, {count} images"] = lasting(config, epochs)
     return rows
 
 

@@ -10,7 +10,7 @@ benchmark. The sum of the held-out linear and kNN accuracies chooses; the choice
 import sys
 from dataclasses import replace
 
-from figures.field import LR, NAMES, at_scale, contestant
+from figures.field import LR, NAMES, at_scale, with_sgd
 from figures.sweep import figure, spread
 from lab.train import LabConfig
 
@@ -33,7 +33,7 @@ def rates(method: str) -> tuple[float, ...]:
 def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
     base = replace(at_scale(base, scale), epochs=EPOCHS[scale], holdout=HELD_OUT[scale])
     searched = [method for method in NAMES if method != "moco"]  # takes what MoCo v2 takes
-    return {f"{NAMES[method]}, lr {lr:g}": contestant(base, method, lr) for method in searched for lr in rates(method)}
+    return {f"{NAMES[method]}, lr {lr:g}": with_sgd(base, method, lr) for method in searched for lr in rates(method)}
 
 
 def table(runs: list[dict]) -> str:

@@ -11,18 +11,16 @@ import sys
 from dataclasses import replace
 
 from figures import plots
-from figures.field import BEST, NAMES, at_scale, contestant, lasting
+from figures.field import BEST, NAMES, base_of, contestant, lasting
 from figures.sweep import figure, spread
-from lab.backbones import build_backbone
+from lab.backbones import ARCHITECTURES, build_backbone
 from lab.studies.sslight import multiply_adds
 from lab.train import LabConfig
 
-ARCHITECTURES = ("resnet10", "mobilenet_v3_small", "mobilenet_v2", "efficientnet_b0", "vit_tiny", "resnet18")
-
 
 def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
-    base = at_scale(base, scale)
-    epochs = 10 if scale == "cpu" else base.epochs
+    base = base_of(base, scale)
+    epochs = 20 if scale == "cpu" else base.epochs
     rows = {}
     for arch in ARCHITECTURES:
         for method in ("ours", *BEST):

@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from figures.field import NAMES, contestant, lasting
+from figures.field import NAMES, lasting, with_sgd
 from figures.fig1_cost import seconds
 from figures.sweep import RESULTS, figure, spread
 from lab.train import LabConfig
@@ -45,7 +45,7 @@ def points(
     rows = {name: recipe(name, base, scale) for name in ("gpu", "released")}
     for method, name in zip(METHODS if rates else (), PARTS["field"]):
         epochs = max(1, round(rows["gpu"].epochs * rates[method] / rates["gpu"]))
-        rows[name] = lasting(contestant(rows["gpu"], method, lr=0.06), epochs)
+        rows[name] = lasting(with_sgd(rows["gpu"], method, lr=0.06), epochs)
     return {name: config for name, config in rows.items() if not group or name in PARTS[group]}
 
 

@@ -1,7 +1,7 @@
 """Which views, network and length do photographs want, at about equal time?
 
     python -m lab.studies.photo_settings --scale demo                      the embedded shapes
-    python -m lab.studies.photo_settings --data-dir my_photos --seeds 0    two hours on two cores
+    python -m lab.studies.photo_settings --data-dir my_photos --seeds 0    three hours on two cores
 
 A run trains on all training images. Its frozen features of the same images are judged by
 cross-validation: the probe and kNN (k = 100) learn from four fifths of the labels and are tested on
@@ -33,6 +33,7 @@ TRIALS = {
     "the same, width 48, 22 epochs": STRONG | dict(width=48, epochs=22),
     "the same, 112 px, 32 epochs": STRONG | dict(size=112, eval_size=144, epochs=32),
     "jitter 0.8, 80 epochs": dict(jitter=0.8, epochs=80),
+    "jitter 0.8, 120 epochs": dict(jitter=0.8, epochs=120),
 }
 
 

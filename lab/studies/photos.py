@@ -6,9 +6,9 @@
 
 The folder holds train/<class>/ and test/<class>/, about 3 000 photographs to train on. Ours trains
 with the settings that train.py chooses for such a folder (plumbing/automatic.py). SimCLR has the
-same network, views, batch and optimiser, temperature 0.2, and half the epochs, since its step has
-two views of an image. From scratch, the same network learns from the labels alone: as many steps as
-pretraining and fine-tuning have together.
+same network, views and batch, the settings that the search chose for it (figures/field.py), and
+half the epochs, since its step has two views of an image. From scratch, the same network learns
+from the labels alone: as many steps as pretraining and fine-tuning have together.
 
 Fine-tuning trains the whole network on views of the pretraining's side. It is tested at the side of
 the evaluation, as the frozen features are. With few labels it has the seed's draw of them; the
@@ -20,7 +20,7 @@ from dataclasses import replace
 
 from eval_linear import eval_side
 from figures import plots
-from figures.field import NAMES
+from figures.field import NAMES, contestant
 from figures.sweep import figure, spread
 from lab.backbones import encoder_of
 from lab.evaluate import FINETUNING_RATE, draw_labels, evaluate, finetuning_rate, train_head
@@ -45,8 +45,8 @@ def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
         ours = replace(default, dataset="folder", **automatic.settings(PICTURES, SIDE))
     if scale == "paper":
         ours = replace(ours, arch="resnet18", epochs=400)
-    simclr = dict(method="simclr", branch_setting=0.2, epochs=ours.epochs // 2, warmup=ours.warmup / 2)
-    return {NAMES["ours"]: ours, NAMES["simclr"]: replace(ours, **simclr)}
+    half = replace(ours, epochs=ours.epochs // 2, warmup=ours.warmup / 2)
+    return {NAMES["ours"]: ours, NAMES["simclr"]: contestant(half, "simclr")}
 
 
 class Measure:

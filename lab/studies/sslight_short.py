@@ -13,7 +13,7 @@ runs use SGD at the learning rates of single views (figures/field.py). sslight.p
 import sys
 from dataclasses import replace
 
-from figures.field import BEST, NAMES, at_scale, contestant, lasting
+from figures.field import BEST, NAMES, at_scale, lasting, with_sgd
 from figures.sweep import figure
 from lab.studies.sslight import draw, measure, table, work
 from lab.train import LabConfig
@@ -40,7 +40,7 @@ def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
     rows = {}
     for arch, options in BACKBONES[scale].items():
         for method in METHODS:
-            config = replace(contestant(base, method), arch=arch, **options)
+            config = replace(with_sgd(base, method), arch=arch, **options)
             for words, name in SAMPLINGS.items():
                 sampled, epochs = replace(config, views=name), EPOCHS[scale]
                 if words == LONGER:

@@ -1,13 +1,14 @@
 """How fast training steps are: images/s, the share of the GPU's peak, and what bounds the step.
 
     python -m lab.studies.throughput                            gpu, released, SimCLR and BYOL
+    python -m lab.studies.throughput field --device cpu --steps 4   the methods of Figure 1
     python -m lab.studies.throughput --device cpu --scale 0.01   small everything: does it run?
 
 A call is --steps steps in a row on noise that lies on the device; the figures are medians over
 --repeats rounds in turn. torch.utils.flop_counter counts the FLOPs of one step: matrix products and
 convolutions, forward and backward, two for a multiply-add. "busy" is the share of the time in which
 the GPU computes; well below 1, the host launches too slowly. The two-branch methods need
-requirements-bench.txt. Writes figures/results/bench/throughput-<cpu or cuda>.json.
+requirements-bench.txt. Writes figures/results/bench/<throughput or methods>-<cpu or cuda>.json.
 """
 
 import json
@@ -19,7 +20,7 @@ from dataclasses import replace
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from figures.field import NAMES, contestant
+from figures.field import NAMES, base_of, contestant
 from figures.sweep import RESULTS
 from lab.bench import noise, rows_for, shrink, table
 from lab.measure import finish, flops, in_turn
@@ -32,9 +33,13 @@ from train import RECIPES
 # TFLOP/s in bf16 without sparsity, from NVIDIA's data sheets
 PEAKS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312}
 COUNT = 50_000  # N
+SETTINGS = ("arch", "width", "size", "batch_size", "optimizer")  # what a method's images/s are measured with
 
 
-def cases(device: str, scale: float) -> dict[str, LabConfig]:
+def cases(what: str, device: str, scale: float) -> dict[str, LabConfig]:
+    if what == "field":
+        base = base_of(LabConfig(device=device))
+        return {method: shrink(contestant(base, method), scale) for method in NAMES}
     recipes = {name: replace(LabConfig(**RECIPES[name]), device=device, compile=True) for name in ("gpu", "released")}
     two = {method: contestant(recipes["gpu"], method) for method in ("simclr", "byol")}
     return {name: replace(shrink(c, scale), compile=scale == 1) for name, c in (recipes | two).items()}
@@ -85,19 +90,21 @@ def peak(device: torch.device, given: float | None) -> float | None:
     return next((value for name, value in PEAKS.items() if name in hardware("cuda")), None)
 
 
-def measure(device: torch.device, steps: int, repeats: int, scale: float, most: float | None) -> dict[str, dict]:
-    configs = cases(device.type, scale)
+def measure(what: str, device: torch.device, steps: int, repeats: int, scale: float, most: float | None) -> dict:
+    configs = cases(what, device.type, scale)
     calls = {name: epoch_of(config, device, steps, scale) for name, config in configs.items()}
     rows = {}
     for name, seconds in in_turn(calls, device, repeats).items():
         config, each = configs[name], [s / steps for s in seconds]
-        tflops = step_flops(config, device, scale) / statistics.median(each) / 1e12
+        counted = step_flops(config, device, scale)
+        tflops = counted / statistics.median(each) / 1e12
         top, busy = shares(calls[name], device)
         rows[name] = {
             "images/s": round(config.batch_size / statistics.median(each)),
             "slowest": round(config.batch_size / max(each)), "fastest": round(config.batch_size / min(each)),
+            "GFLOP per image": round(counted / config.batch_size / 1e9, 4),
             "TFLOP/s": round(tflops, 3), "share of peak": most and round(tflops / most, 3), "busy": busy,
-            "bound by": top,
+            "bound by": top, "settings": {key: getattr(config, key) for key in SETTINGS},
         }  # fmt: skip
     return rows
 
@@ -105,12 +112,15 @@ def measure(device: torch.device, steps: int, repeats: int, scale: float, most: 
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", nargs="?", choices=("gpu", "field"), default="gpu", help="which methods [gpu]")
     parser.add_argument("--device", default="auto", help="as in train.py [auto]")
     parser.add_argument("--steps", type=int, default=20, help="steps per call [20]")
     parser.add_argument("--repeats", type=int, default=10, help="rounds, after warming up [10]")
     parser.add_argument("--scale", type=float, default=1.0, help="less than 1: smaller everything, not compiled [1]")
     parser.add_argument("--peak-tflops", type=float, help=f"the device's peak [{', '.join(PEAKS)} are known, in bf16]")
-    parser.add_argument("--results", type=output, help="the file [figures/results/bench/throughput-DEVICE.json]")
+    parser.add_argument(
+        "--results", type=output, help="the file [figures/results/bench/{throughput,methods}-DEVICE.json]"
+    )
     args = parser.parse_args(argv)
     check_device(args.device)
     if min(args.steps, args.repeats) < 1 or not 0 < args.scale <= 1:
@@ -118,17 +128,21 @@ def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
     device = pick_device(args.device)
     most = peak(device, args.peak_tflops)
-    result = {"rows": measure(device, args.steps, args.repeats, args.scale, most), "peak, TFLOP/s": most}
+    result = {"rows": measure(args.what, device, args.steps, args.repeats, args.scale, most), "peak, TFLOP/s": most}
     result |= {
         "hardware": hardware(args.device),
         "precision": pick_precision("auto", device),
         "torch": torch.__version__,
     }
     result |= {"scale": args.scale, "steps": args.steps, "repeats": args.repeats, "date": time.strftime("%Y-%m-%d")}
-    file = args.results or RESULTS / "bench" / f"throughput-{device.type}.json"
+    name = "throughput" if args.what == "gpu" else "methods"
+    file = args.results or RESULTS / "bench" / f"{name}-{device.type}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     save_text(json.dumps(result, indent=1) + "\n", file, "the results")
-    short = {NAMES.get(n, n): {k: v for k, v in row.items() if k != "bound by"} for n, row in result["rows"].items()}
+    short = {
+        NAMES.get(n, n): {k: v for k, v in row.items() if k not in ("bound by", "settings")}
+        for n, row in result["rows"].items()
+    }
     print(f"{result['hardware']}, {result['precision']}, peak {most} TFLOP/s\n{table({'rows': short})}")
     for name, row in result["rows"].items():
         print(f"{name} is bound by", *(f"{share:6.1%}  {what}" for what, share in row["bound by"].items()), sep="\n  ")

@@ -13,13 +13,13 @@ import sys
 from dataclasses import replace
 
 import data
-from figures.field import BEST, NAMES, at_scale, contestant, lasting
+from figures.field import BEST, NAMES, base_of, contestant, lasting
 from figures.sweep import figure, spread
 from lab.evaluate import evaluate
 from lab.train import LabConfig
 from plumbing.files import Dataset
 
-EPOCHS = {"demo": 4, "cpu": 10, "paper": 200}
+EPOCHS = {"demo": 4, "cpu": 20, "paper": 200}
 
 
 def places(scale: str, own: str) -> tuple[str, ...]:
@@ -28,7 +28,7 @@ def places(scale: str, own: str) -> tuple[str, ...]:
 
 
 def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
-    base, rows = at_scale(base, scale), {}
+    base, rows = base_of(base, scale), {}
     for place in places(scale, base.dataset):
         for method in ("ours", *BEST):
             epochs = EPOCHS[scale] // (1 if method == "ours" else 2)

@@ -121,8 +121,8 @@ def titles(monkeypatch):
             "halfway and +10.0 ± 0.8 at the end; an epoch takes 1.00 times as long",
         ),
         (
-            fig1_cost, ["ours, 20 epochs"],
-            "ours, 20 epochs, less SimCLR, 5 epochs: +10.0 ± 0.8 in 4.00 times the time",
+            fig1_cost, ["ours, 40 epochs"],
+            "ours, 40 epochs, less SimCLR, 10 epochs: +10.0 ± 0.8 in 4.00 times the time",
         ),
         (
             fig4_momentum, ["corrected rule, m = 0.9"],
@@ -322,22 +322,60 @@ def test_a_picture_of_a_run_is_not_drawn_from_other_images(pictures, tiny, tmp_p
     assert script.main([tiny().out, "--data-dir", str(pictures)]) == 0
 
 
-def test_the_table_of_costs_has_time_memory_and_arithmetic():
+def test_the_table_of_costs_has_time_memory_and_arithmetic(without_rates):
     runs = invented(fig1_cost)
     lines = fig1_cost.table(runs).splitlines()
-    images = 78 * 128 * 5  # whole batches of 10 000
-    assert lines[2] == f"| ours, 5 epochs | 46.0 ± 1.0 | 41.0 ± 1.0 | 100 | {images / 100:.0f} | - | 100 | 3 |"
-    assert len(lines) == 2 + 3 + 2 + 7 * 2
+    images = 39 * 256 * 10  # whole batches of 10 000
+    assert lines[2] == f"| ours, 10 epochs | 46.0 ± 1.0 | 41.0 ± 1.0 | 200 | {images / 200:.0f} | - | 100 | 3 |"
+    assert len(lines) == 2 + 3 + 2 + 7 * 2 + 1
     counted = fig1_cost.table([run | {"gflop": 0.125} for run in runs]).splitlines()
     assert all("| 0.12 | 100 | 3 |" in line for line in counted[2:])
 
 
+@pytest.fixture
+def without_rates(monkeypatch):
+    monkeypatch.setattr(fig1_cost, "rates", dict)
+
+
+def test_the_time_of_a_run_follows_from_its_method_s_measured_rate(monkeypatch):
+    runs = invented(fig1_cost)
+    same = {key: runs[0]["config"][key] for key in ("arch", "width", "batch_size")}
+    rows = {"ours": {"images/s": 500, "settings": same}, "npid": {"images/s": 500, "settings": same | {"width": 32}}}
+    monkeypatch.setattr(fig1_cost, "rates", lambda: {"rows": rows})
+    assert fig1_cost.seconds(runs, "ours, 20 epochs") == 39 * 256 * 20 / 500
+    assert fig1_cost.seconds(runs, "NPID, 40 epochs") == 800, "another network: its own clock"
+
+
 def test_a_field_s_methods_keep_to_their_own_settings():
-    ours, parametric, byol = (field.contestant(base("cpu"), method) for method in ("ours", "parametric", "byol"))
-    assert replace(parametric, bank_momentum=ours.bank_momentum, bank_init="forward", lr=ours.lr) == ours
-    assert (byol.method, byol.weight_decay, byol.dim) == ("byol", 5e-4, sweeper.ROUND_ONE["dim"])
-    assert replace(byol, arch="resnet18").epochs == ours.epochs and byol.width == ours.width
-    assert field.contestant(replace(base("cpu"), batch_size=512), "byol", 0.06).lr == pytest.approx(0.24)
+    default = field.base_of(base("cpu"))
+    ours, parametric, byol = (field.contestant(default, method) for method in ("ours", "parametric", "byol"))
+    assert (parametric.bank_init, parametric.bank_momentum, parametric.window) == ("random", 0.9, 0)
+    assert (byol.method, byol.window, byol.dim) == ("byol", 0, sweeper.ROUND_ONE["dim"])
+    assert ours.window == default.window and byol.width == ours.width == 16
+    assert field.with_sgd(replace(base("cpu"), batch_size=512), "byol", 0.06).lr == pytest.approx(0.24)
+
+
+def test_a_method_gets_what_the_search_chose_for_it_and_smaller_batches_a_rate_to_match(tmp_path, monkeypatch):
+    config = asdict(field.base_of(base("cpu"))) | {"branch_setting": 0.1, "batch_size": 128, "lr": 0.04}
+    knn = {"centre": 0.4, "half the batch": 0.5, "SGD": 0.3}
+    runs = [
+        {
+            "name": f"SimCLR: {name}",
+            "config": config | {"lr": 0.08 * value},
+            "seed": 0,
+            "final": {"knn": value, "linear": 0.5},
+        }
+        for name, value in knn.items()
+    ]
+    monkeypatch.setattr(field, "read", lambda file: runs)
+    monkeypatch.setattr(field, "SEARCH", tmp_path / "search.json")
+    chosen = field.contestant(field.base_of(base("cpu")), "simclr")
+    assert (chosen.lr, chosen.batch_size, chosen.branch_setting) == (0.04, 128, 0.1)
+    small = field.contestant(replace(field.base_of(base("cpu")), batch_size=32), "simclr")
+    assert (small.lr, small.batch_size) == (0.02, 32), "Muon: the root of a quarter"
+    monkeypatch.setattr(field, "read", lambda file: [])
+    monkeypatch.setattr(field, "SEARCH", tmp_path / "none.json")
+    assert field.contestant(field.base_of(base("cpu")), "simclr").lr == LabConfig.lr, "not searched yet"
 
 
 def test_a_run_can_be_measured_for_what_its_step_costs(tiny, tmp_path, forked_sweep):

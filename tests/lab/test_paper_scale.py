@@ -205,7 +205,7 @@ def test_throughput_is_measured_and_feeds_the_field(tmp_path, capsys):
 
 def test_two_views_cost_twice_the_operations_of_one():
     device = torch.device("cpu")
-    counted = {name: throughput.step_flops(c, device, 0.01) for name, c in throughput.cases("cpu", 0.01).items()}
+    counted = {name: throughput.step_flops(c, device, 0.01) for name, c in throughput.cases("gpu", "cpu", 0.01).items()}
     assert counted["simclr"] > 1.8 * counted["gpu"] and counted["byol"] > counted["simclr"]
 
 

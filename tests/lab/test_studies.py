@@ -138,10 +138,10 @@ def test_the_title_of_little_data_names_the_largest_and_the_smallest_gain():
 def test_small_backbones_are_drawn_with_what_they_cost(titles, tmp_path):
     runs = invented(model_efficiency, better=["resnet10, ours"])
     model_efficiency.draw(runs, tmp_path / "x.png")
-    assert "ahead on 1 of 6" in titles[0] and "resnet10 +10.0, mobilenet_v3_small +0.0" in titles[0]
+    assert "ahead on 1 of 8" in titles[0] and "resnet10 +10.0, resnet18 +0.0" in titles[0]
     lines = model_efficiency.table(runs).splitlines()
-    assert len(lines) == 2 + 18 and lines[-1].startswith(
-        f"| resnet18 | 11.17 | 312 | {field.NAMES[field.BEST[-1]]} | 46.0 ± 1.0 |"
+    assert len(lines) == 2 + 24 and any(
+        line.startswith(f"| resnet18 | 11.17 | 312 | {field.NAMES[field.BEST[-1]]} | 46.0 ± 1.0 |") for line in lines
     )
 
 
