@@ -20,6 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from matplotlib.ticker import LogLocator
+
 from figures import plots
 from figures.field import NAMES, OURS, base_of, contestant, lasting
 from figures.sweep import RESULTS, figure, spread
@@ -88,6 +90,7 @@ def draw(runs: list[dict], path) -> None:
     names = list(dict.fromkeys(run["name"] for run in runs))
     methods = list(dict.fromkeys(method_of(name) for name in names))
     figure, axes = plots.plt.subplots(1, 2, figsize=(11.5, 4.6), constrained_layout=True)
+    where = f" ({rates()['hardware'].split(',')[0]}, {rates()['threads']} threads)" if rates() else ""
     for axis, (key, words) in zip(axes, plots.FIGURES.items()):
         for i, method in enumerate(methods):
             own = [name for name in names if method_of(name) == method]
@@ -97,9 +100,10 @@ def draw(runs: list[dict], path) -> None:
                 [plots.deviation(v) for v in values], marker="osp<>^dvP*X"[i], capsize=2, label=method,
                 color=plots.plt.get_cmap("cividis")(i / len(methods)) if i else plots.ORANGE, linewidth=1 + (i == 0),
             )  # fmt: skip
-        axis.set(xlabel="training time, minutes", ylabel=words, xscale="log")
+        axis.set(xlabel=f"training time, minutes{where}", ylabel=words, xscale="log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter("{x:.2g}")
+        axis.minorticks_off()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
     plots.finish(figure, title(runs, names), runs, path)
 

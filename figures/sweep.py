@@ -12,7 +12,7 @@ which gives it this command line:
 figures/results/<figure>-<scale>.json holds {"runs": [...]}: per finished run its settings, seed,
 hardware, date, the figures of every epoch and the final accuracies. A run in this file, or in
 another figure's file in the same folder, is not repeated. A run that was stopped resumes at its
-last epoch. So a sweep can be interrupted at any time.
+last epoch. So a sweep can be interrupted at any time; --redraw draws what is there so far.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def read(file: Path) -> list[dict]:
         for run in runs:
             identity(run["config"], run["seed"])
             assert {"name", "data", "epochs", "final", "hardware"} <= run.keys(), "an entry is not whole"
-            figures = [run["final"][key] for key in ("knn", "linear")]
+            figures = [value for value in run["final"].values() if not isinstance(value, (list, dict, str))]
             figures += [value for row in run["epochs"] for value in (row["epoch"], row["seconds"], row["loss"])]
             assert run["epochs"] and all(map(math.isfinite, figures)), "its figures are no numbers"
         return runs
@@ -219,12 +219,13 @@ def step_costs(config: LabConfig, dataset: Dataset) -> dict[str, float]:
 
 def sweep(
     file: Path, points: dict[str, LabConfig], seeds=(0, 1, 2), jobs=2, looks=0, controls=False, keep="", needs=(),
-    costs=False, measure=None,
+    costs=False, measure=None, make=True,
 ) -> list[dict]:  # fmt: skip
     """All runs of points x seeds, from the file or made now, `jobs` at a time.
 
-    Returns them in the order of the points. A stored run counts if its epochs or its final figures
-    have everything in needs. Runs in the other files of the folder count too.
+    make=False makes none: what is not there is left out. Returns them in the order of the points. A
+    stored run counts if its epochs or its final figures have everything in needs. Runs in the other
+    files of the folder count too.
     """
     runs = [run for run in read(file) if whole(run, needs)]
     data_now = {fingerprint(config.dataset, config.data_dir) for config in points.values()}
@@ -236,7 +237,9 @@ def sweep(
     others = borrowed(file, need, needs, data_now) if need and not controls else []
     need -= {identity(run["config"], run["seed"]) for run in others}
     missing = [(name, c) for name, c in wanted if identity(asdict(c), c.seed) in need]
-    if missing:
+    if missing and not make and len(missing) == len(wanted):
+        raise UserError(f"{file}: has none of the runs yet; leave out --redraw to make them")
+    if missing and make:
         file.parent.mkdir(parents=True, exist_ok=True)
         if others:
             add(file, others)
@@ -253,8 +256,8 @@ def sweep(
                 raise UserError(f"{file} lacks {len(wanted) - bar.n} of {len(wanted)} runs: {error}") from error
         runs = [run for run in read(file) if whole(run, needs)]
     by_identity = {identity(run["config"], run["seed"]): run for run in runs + others}
-    order = sorted(wanted, key=lambda w: list(points).index(w[0]))
-    return [by_identity[identity(asdict(c), c.seed)] | {"name": name} for name, c in order]
+    order = [(name, identity(asdict(c), c.seed)) for name, c in sorted(wanted, key=lambda w: list(points).index(w[0]))]
+    return [by_identity[known] | {"name": name} for name, known in order if known in by_identity]
 
 
 def whole(run: dict, needs) -> bool:
@@ -355,6 +358,7 @@ def arguments(name: str, description: str, argv: list[str] | None, scales=SCALES
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="[0 1 2]")
     parser.add_argument("--jobs", type=int, help="runs at the same time, sharing the cores [2; 1 for --scale paper]")
     parser.add_argument("--device", default="auto", help="as in train.py [auto]")
+    parser.add_argument("--redraw", action="store_true", help="make no runs: table and picture of those there are")
     parser.add_argument("--keep", default="", metavar="DIR", help="keep the runs' folders in DIR")
     parser.add_argument("--results", type=output, help=f"the file of results [figures/results/{name}-SCALE.json]")
     parser.add_argument("--picture", type=output, help=f"the picture [figures/results/{name}-SCALE.png]")
@@ -395,7 +399,7 @@ def figure(
         base = replace(base, dataset=args.dataset or base.dataset)
         options["measure"] = measure and measure(base, args.scale)
         chosen, fewer = points(base, args.scale), repeated if args.scale == "laptop" else None
-        run_all = partial(sweep, args.results, jobs=args.jobs, keep=args.keep, **options)
+        run_all = partial(sweep, args.results, jobs=args.jobs, keep=args.keep, make=not args.redraw, **options)
         runs = run_all(chosen, args.seeds[:1] if fewer else args.seeds)
         if fewer and args.seeds[1:]:
             runs += run_all({name: chosen[name] for name in fewer(runs)}, args.seeds[1:])

@@ -37,44 +37,47 @@ from plumbing.image_ops import MEAN, STD
 from plumbing.outputs import output, save_text
 from plumbing.runs import read_checkpoint
 
+SETTINGS = ("task", "size", "epochs", "batch_size", "lr", "seed", "device", "thin_heads")
 FIGURES = {"box_ap50": "box AP50", "box_ap": "box AP", "mask_ap50": "mask AP50", "mask_ap": "mask AP"}
 
 
 # ------------------------------------------------------------------------------------- the detector
 
 
-def build(backbone: nn.Module, classes: int, task: str, size: int, small: bool) -> nn.Module:
+def build(backbone: nn.Module, classes: int, task: str, size: int, small: bool, thin: bool = False) -> nn.Module:
     """torchvision's Faster R-CNN, or its Mask R-CNN for segmentation, on a ResNet of models.py.
 
     It uses the ResNet's modules, not a copy. size is the shorter side that images are brought to.
     small is for a ResNet with the small stem: the pyramid stands on the last three stages (strides
-    2 to 8) and has 64 channels, anchors start at 8 pixels, and proposals are few. With the usual
-    stem everything is as in torchvision.
+    2 to 8), and the heads are thin. Thin heads are for two cores: 64 channels, few proposals, and
+    anchors from 8 pixels on (16 with the usual stem). Otherwise everything is as in torchvision.
     """
+    thin = thin or small
     stages = [f"layer{i}" for i in range(2 if small else 1, 5)]
     norms = [[m for m in getattr(backbone, stage).modules() if isinstance(m, nn.BatchNorm2d)] for stage in stages]
     body = BackboneWithFPN(
         backbone,
         {stage: str(i) for i, stage in enumerate(stages)},
         [norm[-1].num_features for norm in norms],  # a stage is as wide as its last BatchNorm
-        64 if small else 256,
+        64 if thin else 256,
     )
     options = dict(num_classes=classes + 1, min_size=size, max_size=2 * size, image_mean=MEAN, image_std=STD)
-    if small:
-        options |= _small_heads(classes, levels=len(stages) + 1)
+    if thin:
+        options |= _thin_heads(classes, len(stages) + 1, 8 if small else 16, 20 if small else 100)
     if task == "detection":
         return tv.FasterRCNN(body, **options)
-    if small:
+    if thin:
         options["mask_head"] = tv.mask_rcnn.MaskRCNNHeads(64, (64, 64), 1)
         options["mask_predictor"] = tv.mask_rcnn.MaskRCNNPredictor(64, 64, classes + 1)
     return tv.MaskRCNN(body, **options)
 
 
-def _small_heads(classes: int, levels: int) -> dict:
+def _thin_heads(classes: int, levels: int, anchor: int, most: int) -> dict:
+    """anchor is the side of the smallest anchors; most bounds an image's detections."""
     heads = tv.faster_rcnn
-    anchors = tuple((8 * 2**i,) for i in range(levels)), ((0.5, 1.0, 2.0),) * levels
+    anchors = tuple((anchor * 2**i,) for i in range(levels)), ((0.5, 1.0, 2.0),) * levels
     return dict(
-        num_classes=None, box_head=heads.TwoMLPHead(64 * 7 * 7, 256), box_detections_per_img=20,
+        num_classes=None, box_head=heads.TwoMLPHead(64 * 7 * 7, 256), box_detections_per_img=most,
         box_predictor=heads.FastRCNNPredictor(256, classes + 1), box_batch_size_per_image=64,
         rpn_anchor_generator=tv.anchor_utils.AnchorGenerator(*anchors),
         rpn_pre_nms_top_n_train=300, rpn_pre_nms_top_n_test=300,
@@ -140,7 +143,7 @@ def predict(model: nn.Module, test: Scenes, device, name=""):
 
 def transfer(
     checkpoint: dict, train: Scenes, test: Scenes, task="detection", size=0, epochs=20, batch_size=8, lr=0.02, seed=0,
-    device="auto",
+    device="auto", thin_heads=False,
 ) -> tuple[dict, dict]:  # fmt: skip
     """Fine-tune and test both detectors.
 
@@ -155,10 +158,10 @@ def transfer(
         raise UserError("a detector stands on all stages of a ResNet; this run was trained with --drop-last-stage")
     coco_metric(task)  # raises now, not after the training
     encoders = {"pretrained": load_backbone(checkpoint, encoder_of), "scratch": encoder_of(config)}
-    size, results, detectors = size or min(train[0][0].shape[1:]), {}, {}
+    size, small, results, detectors = size or min(train[0][0].shape[1:]), has_small_stem(config), {}, {}
     for name, encoder in encoders.items():
         torch.manual_seed(seed)
-        model = detectors[name] = build(encoder.backbone, len(train.classes), task, size, has_small_stem(config))
+        model = detectors[name] = build(encoder.backbone, len(train.classes), task, size, small, thin_heads)
         finetune(model, train, epochs, batch_size, lr, seed, device, name)
         results[name] = score(predict(model, test, device, name), coco_metric(task))
     return results, detectors
@@ -221,6 +224,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where coco or voc lies [data]")
     parser.add_argument("--subset", type=int, default=0, help="train on this many labelled images only, 0 for all [0]")
     parser.add_argument("--size", type=int, default=0, help="shorter side of the images, pixels [the first one's own]")
+    words = "fewer channels and proposals, for two cores (always so with the small stem)"
+    parser.add_argument("--thin-heads", action="store_true", help=words)
     parser.add_argument("--epochs", type=int, default=20, help="[20]")
     parser.add_argument("--batch-size", type=int, default=8, help="[8]")
     parser.add_argument("--lr", type=float, default=0.02, help="peak learning rate of SGD [0.02]")
@@ -239,7 +244,7 @@ def main(argv: list[str] | None = None) -> None:
     check_device(args.device)
     started = time.perf_counter()
     train, test = scenes.load(args.dataset, args.data_dir, args.task, args.subset)
-    settings = {key: getattr(args, key) for key in ("task", "size", "epochs", "batch_size", "lr", "seed", "device")}
+    settings = {key: getattr(args, key) for key in SETTINGS}
     results, _ = transfer(checkpoint, train, test, **settings)
     seconds = time.perf_counter() - started
     if args.json:  # before it is printed: nobody may be reading

@@ -4,7 +4,8 @@
     coco     DIR/annotations/instances_train*.json and instances_val*.json, and the images in
              DIR/train*/ and DIR/val*/
     voc      DIR/Annotations/*.xml and DIR/JPEGImages/, for segmentation DIR/SegmentationObject/;
-             train.txt and val.txt in DIR/ImageSets/Main/ (or Segmentation/) list the images
+             trainval.txt and test.txt in DIR/ImageSets/Main/ (or Segmentation/) list the images,
+             or train.txt and val.txt where there is no list of test images
 
 Without ImageSets, every fifth image of a VOC folder, by name, is for testing.
 """
@@ -220,7 +221,8 @@ def _voc_splits(root: Path, task: str) -> list[list[str]]:
     if not lists.is_dir():
         return [[name for i, name in enumerate(names) if (i % 5 == 0) == test] for test in (False, True)]
     try:
-        texts = [(lists / f"{split}.txt").read_text() for split in ("train", "val")]
+        splits = ("trainval", "test") if (lists / "test.txt").exists() else ("train", "val")
+        texts = [(lists / f"{split}.txt").read_text() for split in splits]
     except OSError as error:
         raise UserError(f"--data-dir {root}: {error.filename} cannot be read ({error.strerror})") from error
     listed = [[line.split()[0] for line in text.splitlines() if line.strip()] for text in texts]

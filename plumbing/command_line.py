@@ -140,6 +140,8 @@ class Settings:
     def check(self) -> None:
         """Raises UserError, naming the flag, for values that no dataset could make right."""
         check_bounds(self)
+        if 0 < self.width < 8:  # a 1x1 convolution of stride 2 with fewer channels corrupts torch's memory on some CPUs
+            raise UserError(f"--width must be 0, the usual one, or at least 8, not {self.width}")
         check_device(self.device)
 
     def ignored(self) -> dict[str, str]:

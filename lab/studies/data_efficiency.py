@@ -1,7 +1,7 @@
 """Data efficiency: pretrained on 1 000 to 50 000 images, evaluated with 100 %, 10 % and 1 % labels.
 
     python -m lab.studies.data_efficiency --scale demo            the embedded shapes, a few minutes
-    python -m lab.studies.data_efficiency --data-dir my_cifar10   an hour on two cores
+    python -m lab.studies.data_efficiency --data-dir my_cifar10   five hours on two cores
     python -m lab.studies.data_efficiency --scale paper           CIFAR-10, ResNet-18, one GPU
 
 The labels belong to the pretraining images. At one size every method sees the same number of views:

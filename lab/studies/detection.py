@@ -74,29 +74,38 @@ def draw(runs: list[dict], path) -> None:
     left, right = figure.subfigures(1, 2, width_ratios=(1, 2))
     bars(left.subplots(), runs)
     pictures(right.subplots(3, SHOWN), runs[0]["final"]["seen"])
-    gains = []
-    for key in ("box_ap", "mask_ap"):
-        scores = [
-            {"name": who, "seed": r["seed"], "final": {key: r["final"][f"{who} {key}"]}}
-            for who in CONTESTANTS
-            for r in runs
-        ]
-        gains.append("{} {:+.1f} ± {:.1f}".format(FIGURES[key], *plots.change(scores, *CONTESTANTS, key)))
+    gains = [gain(runs, key) for key in ("box_ap", "mask_ap")]
     images, epochs = runs[0]["final"]["scenes"], runs[0]["final"]["fine-tuning epochs"]
     title = f"Mask R-CNN after {epochs} epochs on {images} labelled scenes"
     title += f"; pretrained less from scratch: {', '.join(gains)}"
     plots.finish(figure, title, runs, path)
 
 
+def keys_of(runs: list[dict]) -> list[str]:
+    """The figures that the runs' detectors have."""
+    return [key for key in FIGURES if f"scratch {key}" in runs[0]["final"]]
+
+
+def gain(runs: list[dict], key: str) -> str:
+    """What pretraining changes of a figure, in words."""
+    scores = [
+        {"name": who, "seed": run["seed"], "final": {key: run["final"][f"{who} {key}"]}}
+        for who in CONTESTANTS
+        for run in runs
+    ]
+    return "{} {:+.1f} ± {:.1f}".format(FIGURES[key], *plots.change(scores, *CONTESTANTS, key))
+
+
 def bars(axis, runs: list[dict]) -> None:
+    keys = keys_of(runs)
     for (who, colour), shift in zip(CONTESTANTS.items(), (-0.2, 0.2)):
-        values = [plots.percent(runs, runs[0]["name"], f"{who} {key}") for key in FIGURES]
-        places = [i + shift for i in range(len(FIGURES))]
+        values = [plots.percent(runs, runs[0]["name"], f"{who} {key}") for key in keys]
+        places = [i + shift for i in range(len(keys))]
         means, spreads = [v.mean().item() for v in values], [plots.deviation(v) for v in values]
         axis.bar(places, means, 0.38, yerr=spreads, color=colour, alpha=0.8, label=who)
         for place, seeds in zip(places, values):
             axis.plot([place] * len(seeds), seeds, ".", color="black", markersize=4)
-    axis.set(xticks=range(len(FIGURES)), xticklabels=FIGURES.values(), ylabel="average precision, %")
+    axis.set(xticks=range(len(keys)), xticklabels=[FIGURES[key] for key in keys], ylabel="average precision, %")
     axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     axis.grid(False, axis="x")
 
@@ -132,9 +141,10 @@ def pictures(axes, seen: dict[str, list]) -> None:
 
 def table(runs: list[dict]) -> str:
     """Markdown: a line per backbone, mean ± standard deviation over the seeds, in percent."""
-    lines = [f"| backbone | {' | '.join(FIGURES.values())} | seeds |", "|---" * (len(FIGURES) + 2) + "|"]
+    keys = keys_of(runs)
+    lines = [f"| backbone | {' | '.join(FIGURES[key] for key in keys)} | seeds |", "|---" * (len(keys) + 2) + "|"]
     for who in CONTESTANTS:
-        cells = [spread(runs, runs[0]["name"], f"{who} {key}") for key in FIGURES]
+        cells = [spread(runs, runs[0]["name"], f"{who} {key}") for key in keys]
         lines.append(f"| {who} | {' | '.join(cells)} | {len(runs)} |")
     return "\n".join(lines)
 

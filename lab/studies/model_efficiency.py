@@ -1,7 +1,7 @@
-"""Six small backbones: ours and the best two of the others, with parameters and arithmetic.
+"""Small backbones: ours and the best two of the others, with parameters and arithmetic.
 
     python -m lab.studies.model_efficiency --scale demo                      a few minutes
-    python -m lab.studies.model_efficiency --data-dir my_cifar10 --seeds 0   two hours on two cores
+    python -m lab.studies.model_efficiency --data-dir my_cifar10 --seeds 0   hours on two cores
     python -m lab.studies.model_efficiency --scale paper                     CIFAR-10, one GPU
 
 Every method sees the same number of views: a two-branch method runs for half the epochs.

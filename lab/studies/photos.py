@@ -8,7 +8,8 @@ The folder holds train/<class>/ and test/<class>/, about 3 000 photographs to tr
 with the settings that train.py chooses for such a folder (plumbing/automatic.py). SimCLR has the
 same network, views and batch, the settings that the search chose for it (figures/field.py), and
 half the epochs, since its step has two views of an image. From scratch, the same network learns
-from the labels alone: as many steps as pretraining and fine-tuning have together.
+from the labels alone: as many steps as pretraining and fine-tuning have together. With few labels
+it gets 600 steps beyond those of fine-tuning, as it knows them by heart long before.
 
 Fine-tuning trains the whole network on views of the pretraining's side. It is tested at the side of
 the evaluation, as the frozen features are. With few labels it has the seed's draw of them; the
@@ -30,6 +31,7 @@ from plumbing import automatic
 from plumbing.devices import pick_device, pick_precision
 from plumbing.files import Dataset
 
+ENOUGH = 600  # more steps from scratch, where labels are few
 PICTURES, SIDE = 3068, 160  # of the folder that docs/photos.md is about
 SHARES = {"": 1.0, "_10": 0.1, "_1": 0.01}  # of the labels, by the ending of a figure's name
 FINETUNING = {"demo": (4, 4, 4), "cpu": (20, 100, 200), "paper": (100, 200, 400)}  # epochs, by the share of labels
@@ -77,7 +79,8 @@ class Measure:
         for ending, share in SHARES.items():
             chosen = draw_labels(dataset.labelled.labels.cpu(), share, config["seed"])
             subset = replace(dataset, labelled=dataset.labelled.take(chosen)).to(device)
-            epochs = self.epochs[ending] + steps // (len(chosen) // min(128, len(chosen)))
+            more = min(steps, ENOUGH) if ending else steps
+            epochs = self.epochs[ending] + more // (len(chosen) // min(128, len(chosen)))
             side = eval_side(config, dataset.test)
             figures[name + ending] = train_head(
                 encoder, subset, side, device, epochs, True, config["seed"], view=config["size"], rate=rate

@@ -38,7 +38,7 @@ SETTINGS = ("arch", "width", "size", "batch_size", "optimizer")  # what a method
 
 def cases(what: str, device: str, scale: float) -> dict[str, LabConfig]:
     if what == "field":
-        base = base_of(LabConfig(device=device))
+        base = replace(base_of(LabConfig(device=device)), subset=10_000)  # as many images as Figure 1 has
         return {method: shrink(contestant(base, method), scale) for method in NAMES}
     recipes = {name: replace(LabConfig(**RECIPES[name]), device=device, compile=True) for name in ("gpu", "released")}
     two = {method: contestant(recipes["gpu"], method) for method in ("simclr", "byol")}
@@ -47,7 +47,7 @@ def cases(what: str, device: str, scale: float) -> dict[str, LabConfig]:
 
 def epoch_of(config: LabConfig, device: torch.device, steps: int, scale: float):
     """A call that makes `steps` steps in a row."""
-    count = max(2 * config.batch_size + config.negatives, int(COUNT * scale))
+    count = max(2 * config.batch_size + config.negatives, int((config.subset or COUNT) * scale))
     run, images = build(config, count, device), noise(steps * config.batch_size).to(device)
     places = rows_for(run, images, count).to(device)
     run.encoder.train()
@@ -132,6 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     result |= {
         "hardware": hardware(args.device),
         "precision": pick_precision("auto", device),
+        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
     result |= {"scale": args.scale, "steps": args.steps, "repeats": args.repeats, "date": time.strftime("%Y-%m-%d")}

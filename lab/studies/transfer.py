@@ -1,7 +1,7 @@
 """Transfer: pretrained on one dataset, evaluated on another. CIFAR-10 and the embedded shapes.
 
     python -m lab.studies.transfer --scale demo            the embedded shapes alone, a few minutes
-    python -m lab.studies.transfer --data-dir my_cifar10   half an hour on two cores
+    python -m lab.studies.transfer --data-dir my_cifar10   an hour on two cores
     python -m lab.studies.transfer --scale paper           also CIFAR-100, STL-10; one GPU
 
 Rows are datasets for pretraining, columns are datasets for evaluation. Every method sees the same

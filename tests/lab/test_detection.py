@@ -16,6 +16,7 @@ from lab import detection as program
 from lab import scenes
 from lab.backbones import encoder_of as any_encoder_of
 from lab.detection import build, coco_metric, score
+from lab.studies import cells
 from lab.studies import detection as study
 from lab.train import LabConfig
 from models import build_resnet, encoder_of
@@ -173,6 +174,10 @@ def test_voc_s_own_lists_say_what_is_trained_on(voc):
     assert [len(split) for split in scenes.load("voc", voc, "detection")] == [3, 1]
     assert [name for _, name, _ in scenes.load("voc", voc, "segmentation")[0].items] == ["4"]
     assert len(scenes.load("voc", voc, "detection", subset=2)[0]) == 2
+    (voc / "ImageSets" / "Main" / "trainval.txt").write_text("0\n1\n2\n3\n")
+    assert [len(split) for split in scenes.load("voc", voc, "detection")] == [3, 1], "no list of test images"
+    (voc / "ImageSets" / "Main" / "test.txt").write_text("4\n5\n")
+    assert [len(split) for split in scenes.load("voc", voc, "detection")] == [4, 2]
 
 
 # -------------------------------------------------------------------------------- average precision
@@ -325,6 +330,19 @@ def test_any_resnet_of_any_width_and_either_stem_carries_a_detector(arch, size, 
     assert shapes_of[0] == ((32, 32) if size <= 64 else (16, 16))
 
 
+def test_thin_heads_have_fewer_channels_and_every_head_keeps_the_images_size():
+    for size, thin, channels, least in (
+        (96, False, 256, 32),
+        (96, True, 64, 16),
+        (32, True, 64, 8),
+        (32, False, 64, 8),
+    ):
+        model = build(build_resnet("resnet10", size, 8), 3, "segmentation", 64, size <= 64, thin).eval()
+        assert model.backbone.out_channels == channels and model.rpn.anchor_generator.sizes[0] == (least,)
+        with torch.no_grad():
+            assert model([torch.rand(3, 64, 80)])[0]["masks"].shape[1:] == (1, 64, 80)
+
+
 @needs_coco
 def test_the_command_prints_a_table_and_writes_fractions(run, coco, tmp_path, capsys):
     file = tmp_path / "x.json"
@@ -460,6 +478,32 @@ def test_the_study_is_measured_drawn_and_tabled(tiny, tmp_path, monkeypatch):
     assert study.table(runs).splitlines()[2:] == [
         "| pretrained | 50.0 | 50.0 | 50.0 | 50.0 | 1 |", "| scratch | 40.0 | 40.0 | 40.0 | 40.0 | 1 |"
     ]  # fmt: skip
+
+
+def test_cells_are_pretrained_on_the_training_pictures_alone(voc, tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "ROOT", tmp_path / "root")
+    folder = cells.pretraining_pictures(voc)
+    assert sorted(path.name for path in folder.iterdir()) == ["1.jpg", "2.jpg", "3.jpg", "4.jpg"]
+    assert cells.pretraining_pictures(voc) == folder and (folder / "1.jpg").resolve() == voc / "JPEGImages" / "1.jpg"
+    (folder / "0.jpg").symlink_to(voc / "JPEGImages" / "0.jpg")
+    with pytest.raises(UserError, match=r"0\.jpg is not one of the training pictures; remove the folder"):
+        cells.pretraining_pictures(voc)
+    assert cells.pretraining_pictures(tmp_path / "none") == tmp_path / "none"
+
+
+@needs_coco
+def test_cells_are_measured_drawn_and_tabled(voc, tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "FINETUNING", {"cpu": 1})
+    monkeypatch.setattr(cells, "SHORTER", {"cpu": 0})
+    config = asdict(LabConfig(arch="resnet10", size=96, width=8, dim=8, layers=1, hidden=8))
+    checkpoint = {"config": config | {"device": "cpu"}, "encoder": any_encoder_of(config).state_dict()}
+    final = cells.Measure(str(voc), "cpu")(checkpoint, None)
+    assert set(final) == {f"{who} {key}" for who in ("pretrained", "scratch") for key in ("box_ap50", "box_ap")}
+    final |= {"pretrained box_ap50": 0.5, "scratch box_ap50": 0.4}
+    runs = [{"name": "ours", "seed": 0, "config": config, "hardware": "a laptop", "final": final}]
+    cells.draw(runs, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+    assert cells.table(runs).splitlines()[0] == "| backbone | box AP50 | box AP | seeds |"
 
 
 @pytest.mark.parametrize("scale", sweep.SCALES)

@@ -53,6 +53,10 @@ def test_a_sweep_runs_what_is_missing_and_only_that(tiny, tmp_path, monkeypatch)
     assert again[0]["final"] == runs[0]["final"] and again[0]["name"] == "a, by another name"
     with pytest.raises(TypeError):
         sweeper.sweep(file, points, seeds=(0,))
+    there = sweeper.sweep(file, points, seeds=(0, 1), make=False)
+    assert [(run["name"], run["seed"]) for run in there] == [("a", 0)], "what is not there is left out"
+    with pytest.raises(UserError, match="has none of the runs yet; leave out --redraw"):
+        sweeper.sweep(file, {"b": points["b"]}, seeds=(0,), make=False)
 
 
 def test_a_damaged_results_file_is_named_with_what_to_do(tmp_path):

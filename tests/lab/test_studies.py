@@ -11,6 +11,7 @@ from figures import sweep as sweeper
 from lab.studies import (
     ageing,
     bank_spectrum,
+    cells,
     cheaper_bank,
     cures,
     data_efficiency,
@@ -47,7 +48,7 @@ STUDIES = (
     ingredients, sqrtkl_where, bank_spectrum, recipe, negatives, cheaper_bank, field_lr, field_ideas, growing_views,
     data_efficiency, model_efficiency, transfer, paper_scale, search, cures, spectrum,
     ageing, default, default_ingredients, few_images, field_search, finalists, harder_views, hour, one_window,
-    photo_settings, photos, quality,
+    photo_settings, photos, quality, cells,
 )  # fmt: skip
 TWICE = {fig5_lambda.name("T = 1", 0), fig3_convergence.WITHOUT}  # the same run in the bank's picture at paper scale
 
