@@ -20,8 +20,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from matplotlib.ticker import LogLocator
-
 from figures import plots
 from figures.field import NAMES, OURS, base_of, contestant, lasting
 from figures.sweep import RESULTS, figure, spread
@@ -101,7 +99,7 @@ def draw(runs: list[dict], path) -> None:
                 color=plots.plt.get_cmap("cividis")(i / len(methods)) if i else plots.ORANGE, linewidth=1 + (i == 0),
             )  # fmt: skip
         axis.set(xlabel=f"training time, minutes{where}", ylabel=words, xscale="log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_locator(plots.plt.LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=9)

@@ -37,6 +37,12 @@ from plumbing.runs import read_checkpoint
 from train import Config, train
 
 
+@pytest.fixture(autouse=True)
+def without_rates(monkeypatch):
+    """Times are those of the runs, whatever images/s are on record."""
+    monkeypatch.setattr(fig1_cost, "rates", dict)
+
+
 def test_a_sweep_runs_what_is_missing_and_only_that(tiny, tmp_path, monkeypatch):
     file, points = tmp_path / "results" / "x.json", {"a": lab(tiny(epochs=1)), "b": lab(tiny(epochs=1, lam=1.0))}
     runs = sweeper.sweep(file, {"a": points["a"]}, seeds=(0,), jobs=1, controls=True)
@@ -326,7 +332,7 @@ def test_a_picture_of_a_run_is_not_drawn_from_other_images(pictures, tiny, tmp_p
     assert script.main([tiny().out, "--data-dir", str(pictures)]) == 0
 
 
-def test_the_table_of_costs_has_time_memory_and_arithmetic(without_rates):
+def test_the_table_of_costs_has_time_memory_and_arithmetic():
     runs = invented(fig1_cost)
     lines = fig1_cost.table(runs).splitlines()
     images = 39 * 256 * 10  # whole batches of 10 000
@@ -334,11 +340,6 @@ def test_the_table_of_costs_has_time_memory_and_arithmetic(without_rates):
     assert len(lines) == 2 + 3 + 2 + 7 * 2 + 1
     counted = fig1_cost.table([run | {"gflop": 0.125} for run in runs]).splitlines()
     assert all("| 0.12 | 100 | 3 |" in line for line in counted[2:])
-
-
-@pytest.fixture
-def without_rates(monkeypatch):
-    monkeypatch.setattr(fig1_cost, "rates", dict)
 
 
 def test_the_time_of_a_run_follows_from_its_method_s_measured_rate(monkeypatch):
