@@ -55,7 +55,7 @@ def base_of(base: LabConfig, scale: str = "cpu") -> LabConfig:
 
 
 def method_on(base: LabConfig, method: str) -> LabConfig:
-    """base with a method of NAMES, and with its optimiser."""
+    """base with the bank or the branches of a method of NAMES; optimiser and rates stay base's."""
     alone = {name: ROUND_ONE[name] for name in OWN} | dict(method=method, window=0)
     return replace(base, **(OURS[method] if method in OURS else alone))
 
@@ -88,9 +88,9 @@ def with_sgd(base: LabConfig, method: str, lr: float = 0.0) -> LabConfig:
 
     lr is for a batch of 128; 0 takes the method's own.
     """
-    settings = OURS[method] if method in OURS else {name: ROUND_ONE[name] for name in OWN}
-    settings = settings | (dict(window=base.window) if method in OURS else dict(method=method, weight_decay=5e-4))
-    return replace(base, lr=(lr or LR[method]) * base.batch_size / 128, **settings)
+    decay = base.weight_decay if method in OURS else 5e-4
+    rate = (lr or LR[method]) * base.batch_size / 128
+    return replace(method_on(base, method), lr=rate, window=base.window, weight_decay=decay)
 
 
 def at_scale(base: LabConfig, scale: str) -> LabConfig:

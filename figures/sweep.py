@@ -116,6 +116,8 @@ def read(file: Path) -> list[dict]:
             identity(run["config"], run["seed"])
             assert {"name", "data", "epochs", "final", "hardware"} <= run.keys(), "an entry is not whole"
             figures = [value for value in run["final"].values() if not isinstance(value, (list, dict, str))]
+            accuracies = {"knn", "linear"} & run["final"].keys()  # both, or none after a run without labels
+            assert figures and len(accuracies) != 1, "its final figures are not whole"
             figures += [value for row in run["epochs"] for value in (row["epoch"], row["seconds"], row["loss"])]
             assert run["epochs"] and all(map(math.isfinite, figures)), "its figures are no numbers"
         return runs

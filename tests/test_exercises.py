@@ -75,7 +75,7 @@ def windows(order, size, visits):
 
 def newton_schulz(matrix, steps=5):
     """The iterates X_0 ... X_steps (steps + 1, R, C) on the way to U V'."""
-    return torch.stack([orthogonalise(matrix[None], k)[0] if k else matrix / matrix.norm() for k in range(steps + 1)])
+    return torch.stack([orthogonalise([matrix], k)[0] if k else matrix / matrix.norm() for k in range(steps + 1)])
 
 
 OURS = {

@@ -51,7 +51,7 @@ def measure(checkpoint: dict, dataset: Dataset) -> dict:
         if first.ndim > 1:
             step = optimizer.state[first]["momentum_buffer"].flatten(1)
             if config["optimizer"] == "muon":
-                step = orthogonalise(step[None])[0]
+                step = orthogonalise([step])[0]
             way = checkpoint["encoder"][name] - first.detach()
             matrices[name] = {"step": shape_of(step), "way": shape_of(way)}
     figures = evaluate(checkpoint, dataset, device=config["device"], controls=False, quiet=True)["trained"]

@@ -70,6 +70,11 @@ def test_a_damaged_results_file_is_named_with_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"x\.json: damaged .*; delete it and run the script again"):
         sweeper.read(tmp_path / "x.json")
     assert sweeper.read(tmp_path / "none.json") == []
+    run = sweeper.read(sweeper.RESULTS / "fig4_momentum-cpu.json")[0]
+    for final in ({}, {"linear": 0.5}, {"knn": 0.5, "linear": None}):
+        (tmp_path / "x.json").write_text(json.dumps({"runs": [run | {"final": final}]}))
+        with pytest.raises(UserError, match=r"x\.json: damaged"):
+            sweeper.read(tmp_path / "x.json")
 
 
 FIGURES = (fig1_cost, fig3_convergence, fig4_momentum, fig5_lambda)
