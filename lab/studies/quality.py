@@ -6,7 +6,7 @@
 DIR holds two folders of images in classes, or links to them: cifar10/ and photos/. On each of the
 three datasets nine short runs differ in one setting. Of each run's frozen network the probe and kNN
 are measured, and the two figures of plumbing/quality.py on the test images: `recovered` once with
-the run's own views, as train.py shows it, and once with the same views for all, as eval_linear.py.
+the run's own views, and once with the same views for all, as train.py and eval_linear.py show it.
 """
 
 import sys
