@@ -198,7 +198,10 @@ def test_no_kept_picture_has_trained(run, blind):
     assert not among(checkpoint["images"], dataset.test).any() and among(checkpoint["images"], dataset.train).all()
 
 
-def test_an_evaluation_without_labels_tells_both_figures_next_to_the_untrained_network(run, tmp_path, capsys):
+def test_an_evaluation_without_labels_tells_both_figures_next_to_the_untrained_network(
+    run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("plumbing.features.pick_precision", lambda *_: "fp32")  # the run's, also where bf16 is fast
     home, _ = run
     assert eval_linear.main([str(home), "--json", str(tmp_path / "e.json")]) == 0
     printed = capsys.readouterr().out
@@ -206,7 +209,7 @@ def test_an_evaluation_without_labels_tells_both_figures_next_to_the_untrained_n
     history = read_checkpoint(home)["history"]
     for name in ("recovered", "rank"):
         assert written["trained"][name] == pytest.approx(history[-1][name])
-        assert written["untrained"][name] != written["trained"][name]
+    assert written["untrained"]["rank"] != written["trained"]["rank"]  # few pictures are recovered equally often
     assert re.search(r"no labels \(no class folders\): judged by \d+ pictures that did not train", printed)
     for name in ("trained", "untrained"):
         row = f"{100 * written[name]['recovered']:.1f} +{written[name]['rank']:.1f}"

@@ -17,6 +17,7 @@ import train
 from models import encoder_of
 from plumbing import folders, shapes
 from plumbing.command_line import UserError
+from plumbing.devices import pick_precision
 from plumbing.features import eval_side, extract
 from plumbing.fingerprints import among
 from plumbing.labels import read_labels, with_labels
@@ -65,6 +66,7 @@ def test_features_paths_and_labels_of_a_folder_are_written(run, pictures, tmp_pa
     dataset, checkpoint = data.load("folder", pictures, size=16), read_checkpoint(run)
     encoder = encoder_of(checkpoint["config"])
     encoder.load_state_dict(checkpoint["encoder"])
+    encoder.precision = pick_precision("auto", CPU)  # bf16 on some CPUs
     for images in (dataset.train, dataset.test):
         expected = extract(encoder, images, eval_side(checkpoint["config"], images), CPU)
         rows = [content["paths"].tolist().index(name) for name in images.names()]
