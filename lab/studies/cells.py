@@ -77,7 +77,7 @@ class Measure:
 
 
 def draw(runs: list[dict], path) -> None:
-    picture, axis = plots.plt.subplots(figsize=(6, 4.4), constrained_layout=True)
+    picture, axis = plots.plt.subplots(figsize=(8, 4.4), constrained_layout=True)
     bars(axis, runs)
     gains = ", ".join(gain(runs, key) for key in keys_of(runs))
     plots.finish(picture, f"Faster R-CNN, pretrained less from scratch:\n{gains}", runs, path)
