@@ -17,6 +17,7 @@ from data import Augment
 from models import encoder_of
 from plumbing import quality as module
 from plumbing.command_line import flag
+from plumbing.features import eval_side, ready
 from plumbing.files import Images
 from plumbing.layout import layout
 from plumbing.quality import effective_rank, quality, recovered
@@ -199,7 +200,7 @@ def test_no_kept_picture_has_trained(run, blind):
 
 
 def test_an_evaluation_without_labels_tells_both_figures_next_to_the_untrained_network(
-    run, tmp_path, capsys, monkeypatch
+    blind, run, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr("plumbing.features.pick_precision", lambda *_: "fp32")  # the run's, also where bf16 is fast
     home, _ = run
@@ -209,7 +210,11 @@ def test_an_evaluation_without_labels_tells_both_figures_next_to_the_untrained_n
     history = read_checkpoint(home)["history"]
     for name in ("recovered", "rank"):
         assert written["trained"][name] == pytest.approx(history[-1][name])
-    assert written["untrained"]["rank"] != written["trained"]["rank"]  # few pictures are recovered equally often
+    dataset, config = data.load("folder", blind[0] / "pictures", size=16), read_checkpoint(home)["config"]
+    untrained = encoder_of(config)
+    ready(untrained, CPU, dataset.train, eval_side(config, dataset.test))
+    assert written["untrained"] == pytest.approx(quality(untrained, dataset.test, config, Augment(16), CPU))
+    assert written["untrained"]["rank"] != written["trained"]["rank"]
     assert re.search(r"no labels \(no class folders\): judged by \d+ pictures that did not train", printed)
     for name in ("trained", "untrained"):
         row = f"{100 * written[name]['recovered']:.1f} +{written[name]['rank']:.1f}"
