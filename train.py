@@ -30,7 +30,7 @@ from data import Augment, Batch, cutmix, seed_of, shuffled, windows
 from eval_linear import knn_monitor
 from loss import nce, sqrt_kl
 from models import ARCHITECTURES, encoder_of
-from plumbing.command_line import Settings, UserError, command, next_step, option
+from plumbing.command_line import Settings, command, next_step, option
 from plumbing.devices import keep_freed_memory, looking_is_free, pick_device, pick_precision
 from plumbing.files import Dataset, Images
 from plumbing.optimizer import optimizer_of, set_rate
@@ -180,7 +180,7 @@ class Pretraining:
         with self.encoder.autocast(z):  # this product may run in bf16 too
             similarity = bank.similarity(z, columns).float()  # (B, M) cosines
         target = batch.target(own, similarity.shape[1])  # (B,), or (B, M) shares after CutMix
-        l_nce = self.nce(similarity, target, c.temperature, batch.weight)
+        l_nce = self.nce(similarity, target, c.temperature, weight=batch.weight)
         l_kl = self.sqrt_kl(similarity, c.kl_temperature, weight=batch.weight) if c.lam else torch.zeros_like(l_nce)
         return l_nce, l_kl, {"similarity": similarity, "columns": columns, "target": target}
 
@@ -188,12 +188,8 @@ class Pretraining:
         return {name: getattr(self, name).state_dict() for name in ("encoder", "bank", "optimizer")}
 
     def load(self, checkpoint: dict) -> None:
-        rows = len(checkpoint["bank"]["weight"])
-        if rows != self.bank.size:
-            counts = f"{rows} rows, one per image, but {self.config.dataset} has {self.bank.size} images here"
-            raise UserError(f"--resume: the run's bank has {counts}")
         for name in ("encoder", "bank", "optimizer"):
-            load_state(getattr(self, name), checkpoint[name], f"--resume: the run's {name}")
+            load_state(getattr(self, name), checkpoint.get(name, {}), f"--resume: the run's {name}")
 
 
 def learning_rate(config: Config, step: int, per_epoch: int) -> float:

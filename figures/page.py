@@ -37,7 +37,7 @@ from plumbing.devices import pick_device
 from plumbing.features import extract, random_images
 from plumbing.files import Dataset
 from plumbing.outputs import output
-from plumbing.runs import migrate_config, read_checkpoint, save_text
+from plumbing.runs import read_checkpoint, save_text
 from train import Pretraining
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -140,7 +140,7 @@ def accuracy(file: Path, config: dict) -> dict | str:
     try:
         measured = json.loads(file.read_text())
         content = {"table": table(compared(measured)), "date": escape(measured["date"])}
-        same = {**migrate_config(measured["config"]), "data_dir": ""} == {**config, "data_dir": ""}
+        same = {**measured["config"], "data_dir": ""} == {**config, "data_dir": ""}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: damaged ({type(error).__name__}); delete it, or measure the run again") from error
     return content if same else f"The eval.json here is of another run: {ask}"

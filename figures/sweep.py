@@ -44,7 +44,7 @@ from plumbing.command_line import Parser, UserError, check_device, command
 from plumbing.devices import hardware, pick_device, pick_precision
 from plumbing.files import Dataset
 from plumbing.outputs import locked, output, replacing
-from plumbing.runs import BEFORE, read_checkpoint
+from plumbing.runs import read_checkpoint
 from train import RECIPES, load_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,11 +52,12 @@ RESULTS = ROOT / "figures" / "results"
 
 # The settings that the first round of measurements started from, at their values of that time:
 # today's defaults may differ. A stored run that lacks one of them was made with this value.
-ROUND_ONE = BEFORE | dict(
+ROUND_ONE = dict(
     arch="resnet10", width=0, size=24, eval_size=0, layers=2, hidden=2048, dim=2048, temperature=0.07,
     bank_momentum=0.75, bank_init="forward", bank_update="corrected", negatives=1000, lam=0.0, kl_temperature=1.0,
     crop_min=0.2, jitter=0.4, jitter_p=0.8, gray=0.2, blur=0.0, cutmix=0.0, epochs=36, batch_size=128, lr=0.1,
-    sgd_momentum=0.9, weight_decay=1e-4, warmup=2.0,
+    sgd_momentum=0.9, weight_decay=1e-4, warmup=2.0, fit="crop", optimizer="sgd", muon_momentum=0.6, window=0, visits=8,
+    bank="", loss="",
 )  # fmt: skip
 SCALES = {
     "demo": ROUND_ONE | dict(

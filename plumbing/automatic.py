@@ -42,14 +42,12 @@ def settings(count: int, side: int) -> dict:
     return values
 
 
-def chosen(dataset: str, data_dir: str, given: dict) -> dict:
-    """The settings that follow from the pictures in data_dir, if dataset is "folder"; it says them.
+def chosen(data_dir: str, given: dict) -> dict:
+    """The settings that follow from the pictures in data_dir; it says them.
 
     What the flags in `given` set is left out. Reads the folder's listing, and the headers of a
     sample of its pictures. Raises UserError where the listing has no layout.
     """
-    if dataset != "folder":
-        return {}
     root = Path(data_dir)
     names = [name for name, _ in layout_of(root).train]
     sizes, _ = sample([root / name for name in names])

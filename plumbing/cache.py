@@ -8,7 +8,6 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,20 +32,16 @@ def place_of(paths: list[Path], how, folder: str) -> Path:
     return Path(folder) / f"{known.hexdigest()}.pt"
 
 
-def kept(file: Path, fits: Callable[[dict], bool]) -> dict | None:
+def kept(file: Path) -> dict | None:
     """What `keep` wrote, mapped into memory and read as it is used; None if it is not whole."""
-    if not file.is_file():
-        return None
     try:
         check_zip(file)
         content = torch.load(file, mmap=True, weights_only=True)
-        if fits(content):
-            with suppress(OSError):
-                os.utime(file)  # used now: `trim` removes what was not used for longest
-            return content
     except Exception:  # torch's readers raise a dozen kinds for a file that is not what they expect
-        pass
-    return None
+        return None
+    with suppress(OSError):
+        os.utime(file)  # used now: `trim` removes what was not used for longest
+    return content
 
 
 def keep(file: Path, content: dict, most: float) -> str:

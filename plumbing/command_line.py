@@ -15,7 +15,6 @@ from plumbing.devices import pick_device
 
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 NO_MEMORY = ("MemoryError", "out of memory", "allocate memory", "bad_alloc", "start new thread", "create a primitive")
-MOVED = {"--momentum": "is now --bank-momentum (the bank's m); SGD's momentum is --sgd-momentum"}
 
 
 class UserError(ValueError, argparse.ArgumentTypeError):
@@ -47,7 +46,7 @@ def loaded(loader):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line, and which says where an old flag went."""
+    """An argument parser whose complaints are one line."""
 
     def __init__(self, *args, **options):
         super().__init__(*args, allow_abbrev=False, **options)
@@ -57,11 +56,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         for word in sys.argv[1:] if args is None else args:
-            name, _, value = word.partition("=")
-            if name in MOVED and name not in self._option_string_actions:
-                raise UserError(f"{name} {MOVED[name]}")
-            if value == "--":  # argparse would take it for no value at all
-                raise UserError(f"{name}: expected one argument")
+            if word.partition("=")[2] == "--":  # argparse would take it for no value at all
+                raise UserError(f"{word[:-3]}: expected one argument")
         args, others = super().parse_known_args(args, namespace)
         given = {name: value for name, value in vars(args).items() if isinstance(value, (str, Path)) and value}
         places = [os.path.realpath(value) for value in given.values()]

@@ -26,16 +26,12 @@ def evaluation_options(parser: Parser, datasets: tuple[str, ...]) -> Parser:
     parser.add_argument("--data-dir", help="where they lie [as in the run]")
     parser.add_argument("--subset", type=int, help="labelled training images to use, 0 for all [as in the run]")
     parser.add_argument("--holdout", type=int, help="test on this many held-out training images [as in the run]")
-    parser.add_argument(
-        "--size", type=int, default=0, help="side of the images in pixels [1 to 4/3 of the run's --size]"
-    )
+    parser.add_argument("--size", type=int, default=0, help="side of the images, px [1 to 4/3 of the run's --size]")
     parser.add_argument("--k", type=int, default=200, help="neighbours of kNN [200]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--json", type=output, metavar="FILE", help="write the figures there, as fractions of 1")
     parser.add_argument("--export", type=output, metavar="FILE", help="write the backbone's state_dict there and stop")
-    parser.add_argument(
-        "--features", type=output, metavar="FILE", help="write all images' features there (.npz) and stop"
-    )
+    parser.add_argument("--features", type=output, metavar="FILE", help="write all features there (.npz) and stop")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="CSV with path,class per line: labels for a folder")
     return parser
 
@@ -79,9 +75,8 @@ def dataset_options(config: dict, args: argparse.Namespace) -> dict:
     place = args.data_dir or ("data" if apart else before)
     own = name == config["dataset"] and (name != "folder" or Path(place).resolve() == Path(before).resolve())
     inherited = config if own else {"subset": 0, "holdout": 0}
-    options = {
-        key: inherited[key] if getattr(args, key) is None else getattr(args, key) for key in ("subset", "holdout")
-    }
+    options = {"subset": args.subset, "holdout": args.holdout}
+    options = {key: inherited[key] if value is None else value for key, value in options.items()}
     size = args.size or max(config["size"], config["eval_size"] * 7 // 8)  # decoded sides are 8/7 of it
     options |= {"name": name, "data_dir": place, "size": size}
     return options | {key: config[key] for key in ("cache_gb", "workers", "cache_dir", "fit") if key in config}
@@ -97,7 +92,6 @@ def report(results: dict, checkpoint: dict, dataset: Dataset, args: argparse.Nam
 
 def save_results(results: dict, config: dict, args: argparse.Namespace, notes: list[str]) -> None:
     """Write the figures, and what they were measured with, as JSON to --json, if it is given."""
-    if not args.json:
-        return
     note = {"run": args.run, "cautions": notes, "hardware": hardware(args.device), "date": time.strftime("%Y-%m-%d")}
-    save_text(json.dumps(results | note | {"config": config}, indent=1) + "\n", args.json, "--json")
+    if args.json:
+        save_text(json.dumps(results | note | {"config": config}, indent=1) + "\n", args.json, "--json")

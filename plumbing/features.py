@@ -89,10 +89,9 @@ def save_features(encoder, dataset: Dataset, config: dict, args) -> None:
         if images:
             features.append(extract(encoder, images, size, device, quiet=False))
             paths += images.names() if images.paths else [f"{name}/{i}" for i in range(len(images))]
-            known = dataset.labelled if images is dataset.train else images
-            numbers = known.labels.tolist() if known and known.labels is not None else []
-            if images is dataset.train and images.labels is None:  # labelled images come first, or are others
-                numbers *= _begins_with(images, known)
+            known = images if images.labels is not None else dataset.labelled  # these come first, or are others
+            own = known is images or (known and known.paths and known.paths == images.paths[: len(known)])
+            numbers = known.labels.tolist() if own else []
             labels += [dataset.classes[c] for c in numbers] + [""] * (len(images) - len(numbers))
     order = sorted(range(len(paths)), key=paths.__getitem__)
     content = {"features": torch.cat(features)[order].numpy()}
@@ -101,10 +100,5 @@ def save_features(encoder, dataset: Dataset, config: dict, args) -> None:
         np.savez(file, **content)
     count, width = content["features"].shape
     print(f"{args.features}: {width} features, path and label of each of {count} images of {size} px; in Python:\n")
-    print(
-        f'import numpy as np\n\nfile = np.load("{args.features.name}")\nfile["features"], file["paths"], file["labels"]'
-    )
-
-
-def _begins_with(images: Images, labelled: Images | None) -> bool:
-    return bool(labelled and labelled.paths and labelled.paths == images.paths[: len(labelled)])
+    print(f'import numpy as np\n\nfile = np.load("{args.features.name}")')
+    print('file["features"], file["paths"], file["labels"]')

@@ -11,7 +11,6 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,10 +33,6 @@ DEEP = "more than 8 bits per value"
 # ---------------------------------------------------------------------------------- one image file
 
 
-class Deep(Exception):
-    """The file has more than 8 bits per value, and no range of values was given."""
-
-
 @dataclass(frozen=True)
 class Range:
     """The values low to high become 0 to 255; what lies beyond becomes 0 or 255."""
@@ -50,12 +45,14 @@ class Range:
         return scaled.clip(0, 255).round().astype(np.uint8)
 
     @classmethod
-    def of(cls, extremes: Iterable[tuple[float, float, bool]]) -> "Range":
-        """The range of a dataset, from (smallest, largest, whether whole numbers) of its files.
+    def of(cls, paths: list[Path]) -> "Range":
+        """The range of the deep files of a dataset; 0 to 1 if none of them can be read.
 
         Whole numbers from 0 have a range of so many bits: 0 to 4095 if the largest is 3000.
         """
-        lows, highs, whole = zip(*extremes)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            readable = [each for each in pool.map(extremes, paths) if each]
+        lows, highs, whole = zip(*readable or [(0, 1, True)])
         if all(whole) and min(lows) >= 0:
             return cls(0, 2 ** max(1, int(max(highs)).bit_length()) - 1)
         return cls(float(min(lows)), float(max(highs)))
@@ -74,19 +71,12 @@ def extremes(path: Path) -> tuple[float, float, bool] | None:
         return None
 
 
-def range_of(paths: list[Path], workers: int) -> Range | None:
-    """The range of the deep files; None if none of them can be read."""
-    with ThreadPoolExecutor(workers) as pool:
-        readable = [each for each in pool.map(extremes, paths) if each]
-    return Range.of(readable) if readable else None
-
-
 def decode(path: Path, side: int, fit: str = "crop", span: Range | None = None) -> np.ndarray:
     """One image file as uint8 (3, side, side): upright and RGB.
 
     fit "crop" takes the central square, "pad" shows the whole image with grey beside it. Raises
-    what Pillow raises (UNREADABLE), ValueError for a value that is not finite, and Deep if the file
-    needs a span.
+    what Pillow raises (UNREADABLE), and ValueError for a value that is not finite, and for a DEEP
+    file without a span.
     """
     with Image.open(path) as image:
         image.draft("RGB", (side, side))  # JPEG: skip resolution that is not needed
@@ -95,7 +85,7 @@ def decode(path: Path, side: int, fit: str = "crop", span: Range | None = None) 
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith(("I", "F")):
             if span is None:
-                raise Deep
+                raise ValueError(DEEP)
             image = Image.fromarray(span(_finite(image)))
         if image.has_transparency_data:
             image = image.convert("RGBA")
@@ -181,18 +171,12 @@ class Images:
     def __len__(self) -> int:
         return len(self.paths if self.pixels is None else self.pixels)
 
-    def take(self, index: Tensor) -> "Images":
-        return replace(
-            self,
-            pixels=None if self.pixels is None else self.pixels[index],
-            paths=None if self.paths is None else [self.paths[i] for i in index.tolist()],
-            labels=None if self.labels is None else self.labels[index],
-        )
-
-    def first(self, count: int) -> "Images":
-        """The first images, which share the memory of these."""
-        several = {name: getattr(self, name) for name in ("pixels", "paths", "labels")}
-        return replace(self, **{name: x if x is None else x[:count] for name, x in several.items()})
+    def take(self, index: Tensor | slice) -> "Images":
+        """The images of these numbers; those of a slice share the memory of these."""
+        pixels, labels = (x if x is None else x[index] for x in (self.pixels, self.labels))
+        numbers = range(len(self))[index] if isinstance(index, slice) else index.tolist()
+        paths = self.paths and [self.paths[i] for i in numbers]
+        return replace(self, pixels=pixels, paths=paths, labels=labels)
 
     def names(self) -> list[str]:
         """The files' names below root, which stay when the folder moves."""
@@ -337,7 +321,9 @@ def decode_all(
     next start, unless cache_dir is "" or the images are few. Of train.labels, -1 stands for images
     without a label.
     """
-    train = _labelled_first(dataset.train)
+    train = dataset.train
+    if train.labels is not None:  # the labelled ones first
+        train = train.take((train.labels < 0).long().argsort(stable=True))
     listed = [train] + ([dataset.test] if dataset.test else [])
     sizes, halved = sample(train.paths)
     side, lost = common_side(sizes, size), lost_share(sizes) if fit == "crop" else 0
@@ -366,18 +352,12 @@ def decode_all(
     return _with_parts(dataset, *done)
 
 
-def _labelled_first(images: Images) -> Images:
-    if images.labels is None or (images.labels >= 0).all():
-        return images
-    return images.take((images.labels < 0).long().argsort(stable=True))
-
-
 def _with_parts(dataset: Dataset, train: Images, test: Images | None = None) -> Dataset:
     """The dataset with decoded images; its labelled ones are the first of train."""
     labelled, lacks = None, dataset.lacks
     if dataset.labelled:
         count = int((train.labels >= 0).sum())
-        labelled = train.first(count) if count < len(train) else train
+        labelled = train.take(slice(count)) if count < len(train) else train
         train = replace(train, labels=None) if count < len(train) else train
         lacks = lacks or ("" if count else "none of the images with labels can be read")
     if test is not None and not len(test):
@@ -390,26 +370,20 @@ def _read(images: Images, in_memory: bool, cache_dir: str, most: float, bar: tqd
 
     `most` is the size up to which decoded images are kept in cache_dir; 0: not at all.
     """
-
-    def fits(content: dict) -> bool:
-        known = content["span"] is None or images.span in (None, Range(*content["span"]))
-        return known and content["pixels"].shape == (count, 3, images.side, images.side)
-
-    count = len(images)
-    place = cache.place_of(images.paths, (images.side, images.fit), cache_dir) if most else None
-    content = cache.kept(place, fits) if place else None
+    place = cache.place_of(images.paths, (images.side, images.fit, images.span), cache_dir) if most else None
+    content = cache.kept(place) if place else None
     if content:
         pixels, readable = content["pixels"], content["readable"]
         images = replace(images, span=Range(*content["span"]) if content["span"] else images.span)
     else:
-        pixels = torch.empty((count, 3, images.side, images.side), dtype=torch.uint8) if in_memory else None
-        readable = torch.zeros(count, dtype=torch.bool)
+        pixels = torch.empty((len(images), 3, images.side, images.side), dtype=torch.uint8) if in_memory else None
+        readable = torch.zeros(len(images), dtype=torch.bool)
     before = int(readable.sum())
     bar.update(before)
     reasons = _decode(images, (~readable).nonzero()[:, 0].tolist(), pixels, readable, bar)
     deep = [i for i, why in reasons.items() if why == DEEP]
     if deep:
-        span = images.span or range_of([images.paths[i] for i in deep], os.cpu_count()) or Range(0, 1)
+        span = images.span or Range.of([images.paths[i] for i in deep])
         images = replace(images, span=span)
         say(f"{len(deep)} images of more than 8 bits per value: {span.low:g} to {span.high:g} become 0 to 255")
         reasons |= _decode(images, deep, pixels, readable, bar)
@@ -431,8 +405,6 @@ def _decode(images: Images, numbers: list[int], pixels: Tensor | None, readable:
     def attempt(i: int):
         try:
             return decode(images.paths[i], images.side, images.fit, images.span)
-        except Deep:
-            return DEEP
         except UNREADABLE as error:
             return reason(error, images.paths[i])
 

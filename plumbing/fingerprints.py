@@ -12,6 +12,7 @@ from torch import Tensor
 
 from plumbing.command_line import UserError
 from plumbing.files import Images
+from plumbing.layout import digest
 
 SAMPLE = 16  # files whose content is compared too: some formats give all pictures one size
 
@@ -20,8 +21,8 @@ def of_files(images: Images) -> Tensor | None:
     """A number (N,) for each file, from its name and its size."""
     if images.paths is None:
         return None
-    numbers = [_number(f"{name}\0{_size(path)}") for name, path in zip(images.names(), images.paths)]
-    return torch.tensor(numbers, dtype=torch.long)
+    hashes = [digest(f"{name}\0{_size(path)}") for name, path in zip(images.names(), images.paths)]
+    return torch.tensor([int.from_bytes(each[:8], "big", signed=True) for each in hashes], dtype=torch.long)
 
 
 def fingerprint(images: Images) -> dict:
@@ -38,8 +39,7 @@ def fingerprint(images: Images) -> dict:
 def check_same(stored: dict | None, now: dict, name: str) -> None:
     """Raises UserError, which starts with `name`, unless the images are those of a checkpoint.
 
-    stored is what `fingerprint` gave then, now what it gives today. Older checkpoints have none, as
-    images that are not files, and pass.
+    stored is what `fingerprint` gave then, now what it gives today. Images that are no files pass.
     """
     if not stored or not now:
         return
@@ -71,8 +71,6 @@ def twins(train: Images, test: Images) -> list[tuple[int, int]]:
     """
     if train.pixels is not None and test.pixels is not None:
         keys = [[hash(image.numpy().tobytes()) for image in images.pixels.cpu()] for images in (train, test)]
-    elif not train.paths or not test.paths:
-        return []
     else:
         sizes = [[_size(path) for path in images.paths] for images in (train, test)]
         shared = {*sizes[0]} & {*sizes[1]}  # only these need to be read
@@ -82,11 +80,6 @@ def twins(train: Images, test: Images) -> list[tuple[int, int]]:
         ]
     place = {key: i for i, key in enumerate(keys[0])}
     return [(i, place[key]) for i, key in enumerate(keys[1]) if key in place]
-
-
-def _number(text: str) -> int:
-    digest = hashlib.blake2s(text.encode(errors="surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)
 
 
 def _size(path) -> int:

@@ -11,8 +11,6 @@ from plumbing.command_line import UserError
 from plumbing.files import Dataset, Images, say
 from plumbing.layout import KEPT, chance
 
-HEAD = ("path", "class")
-
 
 def read_labels(file: Path) -> dict[str, str]:
     """{path: class} from a CSV file of two columns; a first line `path,class` is a heading.
@@ -26,7 +24,7 @@ def read_labels(file: Path) -> dict[str, str]:
             for row in reader:
                 place = f"--labels {file}, line {reader.line_num}"
                 words = tuple(word.strip() for word in row)
-                if not any(words) or (reader.line_num == 1 and tuple(map(str.lower, words)) == HEAD):
+                if not any(words) or (reader.line_num == 1 and tuple(map(str.lower, words)) == ("path", "class")):
                     continue
                 if len(words) != 2 or not all(words):
                     raise UserError(f"{place}: {','.join(row)[:80]!r} is not path,class")
@@ -52,8 +50,7 @@ def with_labels(dataset: Dataset, file: Path | None) -> Dataset:
     if any(images.paths is None for images in pools):
         raise UserError(f"--labels {file}: names files, so it needs --dataset folder")
     root = Path(os.path.abspath(dataset.train.root))
-    asked = {os.path.relpath(path, root) if os.path.isabs(path) else path: name for path, name in asked.items()}
-    asked = {Path(path).as_posix(): name for path, name in asked.items()}
+    asked = {Path(os.path.relpath(root / path, root)).as_posix(): name for path, name in asked.items()}
     unknown = sorted(asked.keys() - {name for images in pools for name in images.names()})
     if unknown:
         named = ", ".join(unknown[:5]) + ", …" * (len(unknown) > 5)

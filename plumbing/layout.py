@@ -76,24 +76,16 @@ def listing(root: Path) -> tuple[list[str], list[str]]:
                     if entry.name.startswith((".", "@eaDir", "__MACOSX")):
                         continue
                     name = folder + entry.name
-                    kind = _kind(entry)
-                    if kind == "folder":
+                    regular = entry.is_file(follow_symlinks=False)  # known without another look at the disk
+                    if not regular and os.path.isdir(entry):
                         waiting.append(name + "/")
-                    elif kind == "file":
+                    elif regular or entry.is_symlink():  # no pipe and the like
                         names.append(name)
         except OSError as error:
             if not folder:
                 raise UserError(f"--data-dir {root}: may not be listed ({error.strerror})") from error
             closed.append(folder)
     return names, sorted(closed)
-
-
-def _kind(entry: os.DirEntry) -> str:
-    """folder, file, or "" for a pipe and the like. A link that leads nowhere is a file."""
-    try:
-        return "folder" if entry.is_dir() else "file" if entry.is_file() or entry.is_symlink() else ""
-    except OSError:  # a link to itself, for instance
-        return "file"
 
 
 def chance(name: str) -> float:
@@ -107,16 +99,20 @@ def digest(name: str) -> bytes:
 
 def layout(names, closed=()) -> Layout:
     """The layout of a listing of names (`listing`). Raises UserError where two fit equally well."""
-    images, unused = [], _Unused(closed)
+    images, kinds = [], Counter()
     for path in sorted(name.split("/") for name in names):
         suffix = os.path.splitext(path[-1])[1].lower()
         if suffix in suffixes():
             images.append(path)
         else:
-            unused.kinds[suffix or "without a suffix"] += 1
+            kinds[suffix or "without a suffix"] += 1
+    named = kinds.most_common(4)
+    unused = [f"{count} {suffix}" for suffix, count in named]
+    unused += [f"{kinds.total() - sum(count for _, count in named)} other files"] * (len(kinds) > 4)
+    unused += [f"{name} (may not be listed)" for name in closed]
     if not images:
         wanted = "wanted are .jpg, .png and what else Pillow reads, in it, in train/ or in folders named after classes"
-        raise UserError(f"no images found; seen: {unused or 'nothing'}; {wanted}")
+        raise UserError(f"no images found; seen: {', '.join(unused) or 'nothing'}; {wanted}")
     depth = _wrapped(images)
     loose, folders = _folders(images, depth)
     parts = {kind: [f for f in folders if part_of(f) == kind] for kind in _KINDS.values()}
@@ -128,7 +124,7 @@ def layout(names, closed=()) -> Layout:
     classes = {f: paths for f, paths in folders.items() if part_of(f) != "unlabelled"}
     if len(classes) > 1:
         return _in_classes(classes, folders, loose, depth, unused)
-    said = f"{_images(images)} without labels" + (f", {len(images) - len(loose)} of them in folders" if folders else "")
+    said = f"{_images(len(images))} without labels" + f", {len(images) - len(loose)} of them in folders" * bool(folders)
     lacks = "all images lie in one folder, so there are no classes" if depth or folders else "no class folders"
     return _layout([(path, None) for path in images], [], said, unused, lacks)
 
@@ -178,46 +174,45 @@ def _parts_are_meant(parts, folders, depth: int) -> bool:
     raise UserError(f"{train}/ can be the training set or a class next to {_listed(others)}: {advice}")
 
 
-def _in_parts(parts, folders, loose, depth: int, unused: "_Unused") -> Layout:
+def _in_parts(parts, folders, loose, depth: int, unused: list[str]) -> Layout:
     tests = parts["test"] or parts["validation"]
     train_name, test_name = parts["train"][0], tests[0] if tests else ""
     train, test = (_labelled(folders[name], depth + 1) if name else [] for name in (train_name, test_name))
     train += [(path, None) for name in parts["unlabelled"] for path in folders[name]]
-    unused.add(len(loose), "beside the folders")
+    unused += _left_out(len(loose), "beside the folders")
     if parts["test"]:
         for name in parts["validation"]:
-            unused.add(len(folders[name]), f"in {name}/ ({test_name}/ is the test set)")
+            unused += _left_out(len(folders[name]), f"in {name}/ ({test_name}/ is the test set)")
     for name in folders:
-        unused.add(len(folders[name]) if not part_of(name) else 0, f"in {name}/")
-    unused.add(sum(label is None for _, label in test), f"in {test_name}/ (not in class folders)")
+        unused += _left_out(len(folders[name]) if not part_of(name) else 0, f"in {name}/")
+    unused += _left_out(sum(label is None for _, label in test), f"in {test_name}/ (not in class folders)")
     test = [(path, label) for path, label in test if label is not None]
     labelled = sum(label is not None for _, label in train)
     said = [f"{labelled} labelled images in {train_name}/"] * bool(labelled)
     said += [f"{len(test)} in {test_name}/"] * bool(test)
     said += [f"{_images(len(train) - labelled)} without labels"] * (len(train) > labelled)
+    lacks = ""
     if not labelled:
         lacks = f"{train_name}/ has no class folders"
     elif not test:
         lacks = f"{test_name}/ has no class folders" if test_name else "there is train/, but no test/ next to it"
-    else:
-        lacks = ""
     return _layout(train, test, ", ".join(said), unused, lacks)
 
 
-def _in_classes(classes, folders, loose, depth: int, unused: "_Unused") -> Layout:
+def _in_classes(classes, folders, loose, depth: int, unused: list[str]) -> Layout:
     _refuse_other_classes(classes, depth)
     total = sum(map(len, classes.values()))
     if len(loose) > total:
         advice = "move them to unlabeled/, or the folders elsewhere"
         raise UserError(f"{len(loose)} images lie beside folders with {total}, which can be classes or not: {advice}")
-    unused.add(len(loose), "beside the class folders")
+    unused += _left_out(len(loose), "beside the class folders")
     train, test = [], []
     for name, paths in classes.items():
         for path in paths:
             (test if chance("/".join(path)) < KEPT else train).append((path, name))
     said = f"{_images(total)} in class folders, {len(test)} of them kept for testing"
     bare = [(path, None) for name in folders if name not in classes for path in folders[name]]
-    said += f", {_images(bare)} without labels" if bare else ""
+    said += f", {_images(len(bare))} without labels" if bare else ""
     lacks = "" if test else "there are too few images to keep some for testing"
     return _layout(train + bare, test, said, unused, lacks)
 
@@ -247,31 +242,27 @@ def _labelled(paths, depth: int):
         if loose or len(folders) != 1:
             break
         ((name, inside),) = folders.items()
-        if not part_of(name) and not _holds_classes(inside, depth + 1):
+        direct, below = _folders(inside, depth + 1)
+        if not part_of(name) and (direct or len(below) < 2):
             break
         depth += 1
     labelled = [(path, name) for name, inside in folders.items() for path in inside]
     return labelled + [(path, None) for path in loose]
 
 
-def _holds_classes(paths, depth: int) -> bool:
-    loose, folders = _folders(paths, depth)
-    return not loose and len(folders) > 1
-
-
-def _layout(train, test, said: str, unused: "_Unused", lacks: str) -> Layout:
+def _layout(train, test, said: str, unused: list[str], lacks: str) -> Layout:
     classes = sorted({label for _, label in (*train, *test) if label is not None})
     if len(classes) == 1:
         lacks = f"all images are of one class, {classes[0]}"
-        unused.add(len(test), "kept for testing, of the only class")
-        train, test, classes, said = [(path, None) for path, _ in train], [], [], f"{_images(train)}, {lacks}"
+        unused += _left_out(len(test), "kept for testing, of the only class")
+        train, test, classes, said = [(path, None) for path, _ in train], [], [], f"{_images(len(train))}, {lacks}"
     if not classes:
         train, test = _aside(train)
         said += f", {len(test)} of them kept to judge features by" if test else ""
     if classes:
         said += f"; {len(classes)} classes: {', '.join(classes[:4])}{', …' * (len(classes) > 4)}"
     train, test = (tuple(("/".join(path), label) for path, label in pairs) for pairs in (train, test))
-    return Layout(train, test, tuple(classes), said + (f"; not used: {unused}" if unused else ""), lacks)
+    return Layout(train, test, tuple(classes), said + (f"; not used: {', '.join(unused)}" if unused else ""), lacks)
 
 
 def _aside(pairs):
@@ -284,29 +275,11 @@ def _aside(pairs):
     return tuple([pair for pair in pairs if (tuple(pair[0]) in kept) == inside] for inside in (False, True))
 
 
-class _Unused:
-    """What a layout leaves out: kinds of files by suffix, folders, and groups of images."""
-
-    def __init__(self, closed):
-        self.closed, self.kinds, self.groups = closed, Counter(), []
-
-    def add(self, count: int, where: str) -> None:
-        if count:
-            self.groups.append(f"{_images(count)} {where}")
-
-    def __str__(self) -> str:
-        named = self.kinds.most_common(4)
-        several = [f"{count} {suffix}" for suffix, count in named]
-        if len(self.kinds) > len(named):
-            several.append(f"{sum(self.kinds.values()) - sum(count for _, count in named)} other files")
-        return ", ".join(several + self.groups + [f"{name} (may not be listed)" for name in self.closed])
-
-    def __bool__(self) -> bool:
-        return bool(self.closed or self.kinds or self.groups)
+def _left_out(count: int, where: str) -> list[str]:
+    return [f"{_images(count)} {where}"] * bool(count)
 
 
-def _images(count) -> str:
-    count = count if isinstance(count, int) else len(count)
+def _images(count: int) -> str:
     return f"{count} image{'s' * (count != 1)}"
 
 

@@ -36,7 +36,7 @@ class Interrupted(KeyboardInterrupt):
 def read_checkpoint(place: str, kind=Settings) -> dict:
     """The checkpoint in a run's folder, or a checkpoint file, on the CPU, checked.
 
-    Its config has today's names, and types and bounds of `kind`, where that knows the setting.
+    Its config has types and bounds of `kind`, where that knows the setting.
     Raises UserError if the file is not a whole checkpoint.
     """
     path = Path(place) / "last.pt" if Path(place).is_dir() else Path(place)
@@ -46,7 +46,7 @@ def read_checkpoint(place: str, kind=Settings) -> dict:
         check_zip(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         _check_content(checkpoint)
-        return checkpoint | {"config": _checked_config(migrate_config(checkpoint["config"]), kind)}
+        return checkpoint | {"config": _checked_config(checkpoint["config"], kind)}
     except Exception as error:  # torch's readers raise a dozen kinds, and the checks stumble over what they expect
         reason = str(error) if isinstance(error, UserError) else type(error).__name__
         raise UserError(f"{path}: damaged or not a checkpoint ({reason})") from error
@@ -56,8 +56,6 @@ NUMBER = (int, float)
 CONTENT = {
     "config": dict, "encoder": dict, "optimizer": dict, "step": int, "sums": Tensor, "seconds": NUMBER, "history": list,
 }  # fmt: skip
-
-
 LOOKS = ("knn", "recovered", "rank")  # figures of an epoch that `train.figures` may add
 
 
@@ -116,29 +114,6 @@ def _checked_config(config: dict, kind) -> dict:
     return config
 
 
-# Settings that left the core or became arguments, at the values that mean "off".
-_OFF = {
-    "method": "ours", "views": "single", "drop_last_stage": False, "size_start": 0, "init_from": "",
-    "bank_dtype": "fp32", "shard_bank": False, "similarity_gb": 1.0,
-    "kl_direction": "p||u", "kl_detach": True, "power": 0.5,
-}  # fmt: skip
-
-
-# What runs had before these settings existed.
-BEFORE = {
-    "fit": "crop", "optimizer": "sgd", "muon_momentum": 0.6, "window": 0, "visits": 8, "bank": "", "loss": "",
-}  # fmt: skip
-
-
-def migrate_config(config: dict) -> dict:
-    """A stored configuration under today's names, with every setting that came later."""
-    config = BEFORE | config
-    if "momentum" not in config:
-        return config
-    config = {name: value for name, value in config.items() if name not in _OFF or value != _OFF[name]}
-    return {"bank_momentum" if name == "momentum" else name: value for name, value in config.items()}
-
-
 def load_state(target, state: dict, name: str) -> None:
     """Load a state_dict. Raises UserError that starts with `name` if it does not fit the target."""
     own = [dict(group) for group in getattr(target, "param_groups", ())]
@@ -179,8 +154,8 @@ def configure(config_class, recipes: dict, argv: list[str] | None, description: 
         if name in given:
             raise UserError(f"{flag(name)} means nothing with {why}: leave it out")
     refuse_to_replace(config.folder(), overwrite)
-    if automatic and not recipe:
-        config = replace(config, **chosen(config.dataset, config.data_dir, given))
+    if automatic and not recipe and config.dataset == "folder":
+        config = replace(config, **chosen(config.data_dir, given))
     config.overwrite = overwrite
     return config, None
 
@@ -195,12 +170,9 @@ def _resumed(config_class, place: str, given: dict):
     """The settings in a checkpoint, with what may change changed; the run goes on in its folder."""
     checkpoint = read_checkpoint(place, config_class)
     settings = {f.name: f for f in fields(config_class)}
-    unknown = sorted(checkpoint["config"].keys() - settings)
-    if unknown:
+    if unknown := ", ".join(sorted(checkpoint["config"].keys() - settings)):
         advice = "if python -m lab.train made the run, resume it there"
-        raise UserError(
-            f"--resume {place}: has settings that this program does not know ({', '.join(unknown)}): {advice}"
-        )
+        raise UserError(f"--resume {place}: has settings that this program does not know ({unknown}): {advice}")
     before = config_class(**checkpoint["config"])
     for name, value in given.items():
         had = getattr(before, name)
@@ -242,10 +214,10 @@ class Journal:
         self.total, self.lr = config.epochs * self.per_epoch, config.lr
         self.step, self.seconds, self.history = 0, 0.0, []
         sums = torch.zeros(len(run.LOSSES), dtype=torch.float64)
-        self.resumed, self.named, self.held = bool(resume), False, ExitStack()
+        self.resumed, self.held = bool(resume), ExitStack()
         if resume:
-            run.load(resume)
             check_same(resume.get("images"), self.images, f"--resume {self.path}")
+            run.load(resume)
             if not 0 <= resume["step"] <= self.total or resume["sums"].shape != sums.shape:
                 raise UserError(f"--resume: step {resume['step']} of {self.total} and its losses do not fit the run")
             self.step, sums, self.seconds, self.history = (resume[k] for k in ("step", "sums", "seconds", "history"))
@@ -274,14 +246,11 @@ class Journal:
             if kind is FloatingPointError:
                 raise self.diverged() from None
             if isinstance(error, DataLost):
-                self._lost(error)
-
-    def _lost(self, error: DataLost) -> None:
-        """Save, if the run is between two steps: where images enter a window it is not."""
-        c = self.config
-        if self.step and (c.rows(self.count) == self.count or self.step % (c.rows(self.count) // c.batch_size)):
-            self.interrupted(getattr(error, "signal", 0), str(error))
-        raise UserError(f"{error}; {self._kept()}") from error
+                rows = self.config.rows(self.count)
+                moving = rows < self.count and self.step % (rows // self.config.batch_size) == 0
+                if self.step and not moving:  # images may be entering a window: no state to save
+                    self.interrupted(getattr(error, "signal", 0), str(error))
+                raise UserError(f"{error}; {self._kept()}") from error
 
     @property
     def epoch(self) -> int:
@@ -290,9 +259,7 @@ class Journal:
 
     def add(self, losses: Tensor) -> None:
         """Count a step and its losses (as many as run.LOSSES)."""
-        if self.step % self.per_epoch == 0 or not self.named:
-            self.named = True
-            self.bar.set_description(f"epoch {self.epoch + 1}/{self.config.epochs}")
+        self.bar.set_description(f"epoch {self.epoch + 1}/{self.config.epochs}", refresh=False)
         self.sums += losses.to(self.sums.device)
         self.step += 1
         self.bar.update(self.config.batch_size)
@@ -305,7 +272,8 @@ class Journal:
             self.before = seconds
         elif self.step < self.total:
             left, each = self.total - self.step, (seconds - self.before) / PACE
-            self.bar.write(f"{each:.3g} s per step on this machine: {left} more steps take about {span(left * each)}")
+            minutes = math.ceil(left * each / 60)
+            self.bar.write(f"{each:.3g} s per step on this machine: {left} more steps take about {minutes} min")
 
     def epoch_ends(self, look) -> None:
         """Note the mean losses of an epoch and what look() gives, save where it is due, draw."""
@@ -316,29 +284,25 @@ class Journal:
         self.seconds = time.perf_counter() - self.started
         row = {"epoch": self.epoch, "step": self.step, "lr": self.lr, "seconds": round(self.seconds, 1)}
         row |= {name: value / self.per_epoch for name, value in zip(self.run.LOSSES, sums)}
-        lost = None
-        try:
-            row |= look()
-        except DataLost as error:  # of the test images: the epoch itself is whole
-            lost = error
-        looked = {name: f"{row[name]:.1%}" for name in LOOKS[:2] if name in row}
-        if looked:
-            self.bar.set_postfix(loss=f"{row['loss']:.3f}", **looked)
         self.history.append(row)
         self.sums.zero_()
-        if last or lost or self.epoch % c.save_every == 0:
+        try:
+            row |= look()
+        except DataLost:  # of the test images: the epoch itself is whole
+            self.save()
+            raise
+        self.bar.set_postfix(loss=f"{row['loss']:.3f}", **{k: f"{row[k]:.1%}" for k in LOOKS[:2] if k in row})
+        if last or self.epoch % c.save_every == 0:
             self.save()
         elif not self.quiet:
             self._save_metrics()
         if not self.quiet and (last or (c.knn_every and self.epoch % c.knn_every == 0)):
             draw_progress(self.history, self.run.choices, self.path / "progress.png")
         self.started = time.perf_counter() - self.seconds  # looking and saving are not training
-        if lost:
-            raise lost
 
     def save(self) -> None:
-        """Write the checkpoint, unless the weights are no longer finite."""
-        if not all(torch.isfinite(p).all() for p in self.run.encoder.parameters()):
+        """Write the checkpoint, unless losses or weights are no longer finite."""
+        if not all(torch.isfinite(x).all() for x in (self.sums, *self.run.encoder.parameters())):
             raise self.diverged()
         state = self.run.state()  # in every process: a bank in parts is collected from all
         progress = {"config": asdict(self.config), "step": self.step, "sums": self.sums.cpu()}
@@ -349,12 +313,11 @@ class Journal:
 
     def interrupted(self, number: int, reason: str = "") -> None:
         """Save in the middle of an epoch. Raises Interrupted, or UserError if there is a reason."""
-        if not all(map(math.isfinite, self.sums.tolist())):
-            raise self.diverged()
         self.seconds = time.perf_counter() - self.started
         self.save()
-        message = f"stopped after step {self.step} of {self.total}, saved"
-        message += f"; go on with: {self._program()} --resume {self.path}"
+        program = "train.py" if type(self.config).__module__ in ("train", "__main__") else "-m lab.train"
+        again = f"{python()} {program} --resume {self.path}"
+        message = f"stopped after step {self.step} of {self.total}, saved; go on with: {again}"
         raise UserError(f"{reason}; {message}") if reason and not number else Interrupted(message, number)
 
     def _kept(self) -> str:
@@ -365,21 +328,14 @@ class Journal:
         problem = f"the loss is no longer finite at step {self.step}, learning rate {self.lr:.4g}"
         return UserError(f"{problem}: try a smaller --lr; {self._kept()}")
 
-    def _program(self) -> str:
-        program = "train.py" if type(self.config).__module__ in ("train", "__main__") else "-m lab.train"
-        return f"{python()} {program}"
-
     def _start_folder(self) -> None:
         """Make the folder and note the settings in it; an older checkpoint goes, unless resumed."""
-        try:
-            busy = f"--out {self.path}: another process is training there; wait for it, or name another folder"
-            self.held.enter_context(locked(self.path, busy))
-            refuse_to_replace(self.path, self.resumed or getattr(self.config, "overwrite", True))
-            for name in [f"{name}*.part" for name in RUN_FILES] + ["last.pt"] * (not self.resumed):
-                for file in self.path.glob(name):  # a part is what a killed run leaves
-                    file.unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(f"--out {self.path}: cannot write there ({error.strerror})") from error
+        busy = f"--out {self.path}: another process is training there; wait for it, or name another folder"
+        self.held.enter_context(locked(self.path, busy))
+        refuse_to_replace(self.path, self.resumed or getattr(self.config, "overwrite", True))
+        for name in [f"{name}*.part" for name in RUN_FILES] + ["last.pt"] * (not self.resumed):
+            for file in self.path.glob(name):  # a part is what a killed run leaves
+                file.unlink(missing_ok=True)
         settings = asdict(self.config) | {"precision": self.run.encoder.precision}
         save_text(json.dumps(settings, indent=1) + "\n", self.path / "config.json", "the configuration")
         self._save_metrics()
@@ -387,14 +343,6 @@ class Journal:
     def _save_metrics(self) -> None:
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
         save_text(lines, self.path / "metrics.jsonl", "the metrics")
-
-
-def span(seconds: float) -> str:
-    """A length of time to two digits or so."""
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.{int(seconds < 10 * length and unit == 'h')}f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def draw_progress(history: list[dict], choices: int | None, path: Path) -> None:

@@ -790,7 +790,7 @@ def test_old_copies_of_decoded_images_are_removed_and_other_files_stay(tmp_path)
     for i, (place, content) in enumerate(zip(places, contents)):
         assert cache.keep(place, {"pixels": content}, most=1e9) == ""
         os.utime(place, (1000 + i, 1000 + i))
-    assert cache.kept(places[1], lambda _: True), "used again"
+    assert cache.kept(places[1]), "used again"
     assert cache.keep(tmp_path / f"{9:024x}.pt", {"pixels": contents[0]}, most=5000) == ""
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == sorted([f"{1:024x}.pt", f"{9:024x}.pt", "notes.pt"])

@@ -217,6 +217,8 @@ def test_what_a_checkpoint_says_is_checked_before_it_is_believed(copy, tmp_path,
         put(0.5, "optimizer", "param_groups", 0, "momentum"),
         put("x", "optimizer", "param_groups", 0, "weight_decay"),
         put(torch.zeros(5), "optimizer", "state", 0, "momentum_buffer"),
+        lambda content: content.pop("bank"),
+        *[put(nothing, "bank") for nothing in ({}, [], "", {"weight": torch.zeros(0, 16)})],
     ],
 )
 def test_a_checkpoint_that_does_not_fit_its_run_is_not_resumed(copy, capsys, change):

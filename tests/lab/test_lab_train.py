@@ -2,8 +2,6 @@
 
 import os
 import signal
-from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +10,6 @@ import train as core
 from lab import train as program
 from lab.train import build, train
 from plumbing.command_line import UserError, python
-from plumbing.outputs import save_tensors
 from plumbing.runs import Interrupted, read_checkpoint
 
 
@@ -86,27 +83,6 @@ def test_an_interrupted_run_goes_on_to_the_same_end(lab_config, tmp_path, monkey
     interrupt(lab_config(**options), monkeypatch)
     assert program.main(["--resume", lab_config().out]) == 0
     assert_ends_alike(lab_config().out, whole)
-
-
-FORMER = {
-    "method": "ours", "drop_last_stage": False, "size_start": 0, "bank_dtype": "fp32", "views": "single",
-    "init_from": "", "shard_bank": False, "similarity_gb": 1.0, "kl_direction": "p||u", "kl_detach": True,
-    "power": 0.5,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("options", [{}, {"views": "sslight"}, {"drop_last_stage": True}], ids=str)
-def test_a_run_from_before_the_lab_is_resumed(lab_config, tmp_path, monkeypatch, options):
-    """Such a run had one list of settings, and called the bank's momentum `momentum`."""
-    whole, config = train(lab_config(out=str(tmp_path / "whole"), **options))["out"], lab_config(**options)
-    interrupt(config, monkeypatch)
-    checkpoint = read_checkpoint(config.out)
-    former = FORMER | checkpoint["config"]
-    former["momentum"] = former.pop("bank_momentum")
-    save_tensors(checkpoint | {"config": former}, Path(config.out) / "last.pt", "it")
-    assert program.main(["--resume", config.out]) == 0
-    assert read_checkpoint(config.out)["config"] == asdict(config)
-    assert_ends_alike(config.out, whole)
 
 
 def test_views_grow_from_their_first_side_to_their_last_over_three_quarters_of_a_run(lab_config, monkeypatch):
