@@ -89,7 +89,9 @@ class Config(Settings):
 # method and a step for twice the batch.
 RECIPES = {
     "laptop": {},
-    "demo": dict(width=16, batch_size=128, lr=0.05, bank_momentum=0.5, visits=8, epochs=12, knn_every=3),
+    "demo": dict(
+        width=16, batch_size=128, lr=0.05, bank_momentum=0.5, visits=8, epochs=12, knn_every=3, precision="fp32",
+    ),
     "hour": dict(dataset="cifar10", window=2048),
     "released": dict(
         arch="resnet18", size=32, layers=3, hidden=2048, dim=2048, temperature=0.2, bank_momentum=0.5,

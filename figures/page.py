@@ -46,8 +46,22 @@ SECTION = re.compile(r'(<section id="(\w+)">\s*<h2>.*?</h2>)(.*?)(?=</section>)'
 NAMES = ("untrained", "trained")
 SPOTS = 1000  # images on the map
 MARKERS = "os^DvPX*<>"  # of the first ten classes: colour alone does not tell ten apart
-NO_LABELS = "This part needs labels, which the run's images do not have, so it is left out."
-BLIND = "Recovered: how often a second view finds its own picture. The rank: how many directions the features use."
+NO_LABELS = "This part needs labels, or 200 pictures of which some are kept to judge features by: it is left out."
+VOTE = (
+    "The second curve asks what the run was not trained for: the twenty training images nearest to a test image vote "
+    "on its class. It looks at no more than 1 000 test images, so a step of a point or two is noise. Look for a rise "
+    "that lasts."
+)
+BLIND = (
+    "Without labels there are two figures. Recovered: how often a second view of a picture that did not train finds "
+    "its own picture. The effective rank: how many directions the features use. Look for a share that rises."
+)
+PROBES = (
+    "The nearest training images vote (kNN), or a logistic regression is fitted (the linear probe). What training is "
+    "worth is the distance between the first row and the two below: the same network before its first step, and the "
+    "pixels without a network. Look for a first row that is well above both, in both columns; where it is not, "
+    "training was too short, or did not go well."
+)
 NO_WHOLE_BANK = "This part is about a bank of all images, as with --window 0; this bank holds one window of them."
 NO_BANK = "This part is about the bank, which the run's method does not keep, so it is left out."
 
@@ -92,8 +106,12 @@ def curve(rows: list[dict], key: str, name: str, unit: str, form: str, colour: s
     figure, axis = panel(xlabel="epoch", ylabel=name + unit)
     values = [row[key] * (100 if "%" in form else 1) for row in rows]
     axis.plot([row["epoch"] for row in rows], values, "o-", color=colour, markersize=3)
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    words = f"{name}: " + " to ".join(f"{row[key]:{form}} in epoch {row['epoch']}" for row in (rows[0], rows[-1])) + "."
+    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    words = (
+        f"{name}: "
+        + " to ".join(f"{row[key]:{form}} in epoch {row['epoch']}" for row in rows[:1] + rows[1:][-1:])
+        + "."
+    )
     if level:
         axis.axhline(math.log(level), color=GREY, linestyle="--", linewidth=1, label=f"guessing: ln {level}")
         axis.legend()
@@ -111,13 +129,12 @@ def curves(history: list[dict], choices: int | None) -> dict | str:
     looks, loss = [row for row in history if "knn" in row], ("nce", "NCE loss") if choices else ("loss", "loss")
     shown = curve(history, *loss, ", nats" if choices else "", ".3f", BLUE, choices)
     if looks:
-        return {"pictures": shown + curve(looks, "knn", "kNN accuracy", ", %", ".1%", ORANGE), "missing": ""}
+        return {"pictures": shown + curve(looks, "knn", "kNN accuracy", ", %", ".1%", ORANGE), "looks": VOTE}
     judged = [row for row in history if "recovered" in row]
     if judged:
         shown += curve(judged, "recovered", "recovered", ", %", ".1%", ORANGE)
-        return {"pictures": shown + curve(judged, "rank", "effective rank", "", ".1f", BLUE), "missing": BLIND}
-    missing = "This run took no such look: its images have no labels, or --knn-every was 0."
-    return {"pictures": shown, "missing": missing}
+        return {"pictures": shown + curve(judged, "rank", "effective rank", "", ".1f", BLUE), "looks": BLIND}
+    return {"pictures": shown, "looks": "This run did not look at its features while it trained."}
 
 
 def compared(measured: dict) -> list[list[str]]:
@@ -139,7 +156,8 @@ def accuracy(file: Path, config: dict) -> dict | str:
         return f"This run has no eval.json yet: {ask}"
     try:
         measured = json.loads(file.read_text())
-        content = {"table": table(compared(measured)), "date": escape(measured["date"])}
+        ways = BLIND if "recovered" in measured["trained"] else PROBES
+        content = {"table": table(compared(measured)), "date": escape(measured["date"]), "ways": ways}
         same = {**measured["config"], "data_dir": ""} == {**config, "data_dir": ""}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: damaged ({type(error).__name__}); delete it, or measure the run again") from error
@@ -284,7 +302,7 @@ def compose(place: str, home: Path, checkpoint: dict, dataset: Dataset, file: st
     dataset = dataset.to(device)
     sections = {"accuracy": NO_LABELS} | dict.fromkeys(("spectrum", "step"), NO_BANK)
     measured = home / "eval.json"
-    if dataset.labelled or measured.is_file():  # another dataset's labels can measure any run
+    if dataset.test or measured.is_file():  # another dataset's labels can measure any run
         sections["accuracy"] = accuracy(measured, checkpoint["config"])
     if config.method == "ours":
         run, start = restored(place, config, checkpoint, dataset, device)
@@ -296,7 +314,9 @@ def compose(place: str, home: Path, checkpoint: dict, dataset: Dataset, file: st
     sections["map"] = feature_map(encoders, dataset, size, device)
     sections["neighbours"] = nearest(encoders, dataset, size, device)
     sections["curves"] = curves(checkpoint["history"], run and run.choices)
-    about = vars(config) | {"run": home.resolve().name, "count": len(dataset.train)}
+    about = vars(config) | {"run": place.rstrip("/"), "count": len(dataset.train)}
+    about["dataset"] = config.data_dir if config.dataset == "folder" else config.dataset
+    about["method"] = "the paper's method" if config.method == "ours" else f"the method {config.method}"
     about |= {"done": len(checkpoint["history"]), "seconds": round(checkpoint["seconds"])}
     about["play"] = Path(os.path.relpath(PLAY, Path(file).resolve().parent)).as_posix()
     return fill(about, sections)

@@ -4,6 +4,7 @@ A script imports it first: torch takes seconds to import, and until `command_lin
 over, Ctrl-C would end in a traceback.
 """
 
+import importlib.util
 import os
 import signal
 import sys
@@ -25,3 +26,8 @@ root, script = Path(__file__).parents[1].resolve(), getattr(sys.modules["__main_
 ours = sys.argv[:1] == ["-m"] or Path(script).resolve().parent in (root, root / "figures")  # no notebook, no test
 if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _leave)
+if ours and not importlib.util.find_spec("torch"):
+    print(
+        "torch is missing: activate the environment (source .venv/bin/activate), or make setup first", file=sys.stderr
+    )
+    sys.exit(2)

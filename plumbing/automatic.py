@@ -35,7 +35,7 @@ def settings(count: int, side: int) -> dict:
     values = views | length | BANK
     values["size"] = min(values["size"], max(1, side))
     if "batch_size" in values:
-        values["batch_size"] = min(values["batch_size"], max(2, count))
+        values["batch_size"] = min(values["batch_size"], max(2, count // 2))  # some may be unreadable
     if count <= values["window"]:
         values["window"] = 0
         del values["visits"]

@@ -1,6 +1,7 @@
 """Settings as a dataclass with bounds, command lines made from them, errors in one line."""
 
 import argparse
+import difflib
 import functools
 import math
 import os
@@ -52,7 +53,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, allow_abbrev=False, **options)
 
     def error(self, message: str):
-        raise UserError(message)
+        unknown = message.partition("unrecognized arguments: ")[2].split("=")[0].split(" ")[0]
+        near = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
+        raise UserError(message + "".join(f"; did you mean {name}?" for name in near))
 
     def parse_known_args(self, args=None, namespace=None):
         for word in sys.argv[1:] if args is None else args:
@@ -136,8 +139,11 @@ class Settings:
     def check(self) -> None:
         """Raises UserError, naming the flag, for values that no dataset could make right."""
         check_bounds(self)
-        if 0 < self.width < 8:  # a 1x1 convolution of stride 2 with fewer channels corrupts torch's memory on some CPUs
-            raise UserError(f"--width must be 0, the usual one, or at least 8, not {self.width}")
+        least = 8 if self.size <= 32 else 16  # on some CPUs 1x1 convolutions of stride 2 corrupt memory below that
+        if 0 < self.width < least:
+            raise UserError(
+                f"--width must be 0, the usual one, or at least {least} at --size {self.size}, not {self.width}"
+            )
         check_device(self.device)
 
     def ignored(self) -> dict[str, str]:
@@ -147,7 +153,7 @@ class Settings:
             (not self.window, "--window 0", ("visits",)),
             (not self.lam, "--lam 0", ("kl_temperature",)),
             (not self.jitter, "--jitter 0", ("jitter_p",)),
-            (self.dataset.startswith("shapes"), f"--dataset {self.dataset}", ("data_dir",)),
+            (self.dataset.startswith("shapes"), f"--dataset {self.dataset} (folder: your own images)", ("data_dir",)),
             (self.dataset != "folder", f"--dataset {self.dataset}", ("fit", "workers", "cache_dir", "cache_gb")),
         ]
         return {name: why for idle, why, names in cases if idle for name in names}
@@ -156,7 +162,7 @@ class Settings:
         """Raises UserError, naming the flag, for values that do not fit count training images."""
         if self.batch_size > count:
             images = f"the dataset, which has {count} training images"
-            raise UserError(f"--batch-size {self.batch_size} is larger than {images}: take a smaller one, such as 32")
+            raise UserError(f"--batch-size {self.batch_size} is larger than {images}: try {max(2, count // 2)}")
         if 0 < self.window < self.batch_size:
             raise UserError(f"--window {self.window} is smaller than a batch of {self.batch_size}")
         others = count - self.batch_size

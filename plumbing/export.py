@@ -1,7 +1,7 @@
 """A backbone for other programs: its weights, what rebuilds the network, and the lines that do it.
 
-The lines need torchvision alone. What they say is looked up in the network itself, because a file
-of weights loads without complaint into a network with another stride.
+The lines need torchvision and Pillow alone. What they say is looked up in the network itself,
+because a file of weights loads without complaint into a network with another stride.
 """
 
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 from torchvision.models import ResNet, VisionTransformer
 
+from plumbing.files import GREY
 from plumbing.image_ops import MEAN, STD
 from plumbing.outputs import save_tensors, save_text
 
@@ -32,6 +33,7 @@ def recipe_of(backbone: nn.Module, config: dict) -> dict:
     size = config["size"]
     side = config.get("eval_size") or (size if isinstance(backbone, VisionTransformer) else round(size * 4 / 3))
     recipe = {"arch": config["arch"], "size": size, "side": side, "mean": list(MEAN), "std": list(STD)}
+    recipe["fit"] = config.get("fit", "crop")
     if isinstance(backbone, ResNet):
         stages = [stage for stage in backbone.children() if isinstance(stage, nn.Sequential)]
         recipe |= {"block": type(stages[0][0]).__name__, "depths": [len(stage) for stage in stages]}
@@ -46,8 +48,8 @@ def recipe_of(backbone: nn.Module, config: dict) -> dict:
 
 
 def lines_of(recipe: dict, name: str) -> str:
-    """Python that loads the weights from the file called name as `model`, with torchvision."""
-    imports = ["import torch", "import torchvision", "from torch import nn"]
+    """Python that loads the weights from the file called name as `model`, and prepares pictures."""
+    imports = ["import torch", "import torchvision", "from PIL import Image, ImageOps", "from torch import nn"]
     if "depths" in recipe:
         imports.append(f"from torchvision.models.resnet import {recipe['block']}, ResNet")
         lines = _resnet(recipe)
@@ -60,11 +62,19 @@ def lines_of(recipe: dict, name: str) -> str:
         if recipe["small_stem"]:
             lines.append("model.features[0][0].stride = (1, 1)  # weights do not tell the stride")
     mean, std = (tuple(recipe[key]) for key in ("mean", "std"))
+    side, how = recipe["side"], "fit" if recipe["fit"] == "crop" else "pad"
+    shown, grey = ("central square", "") if how == "fit" else ("whole image", f", color={GREY}")
     lines += [
         f'model.load_state_dict(torch.load("{name}"))',
         "model.eval()",
         f"normalize = torchvision.transforms.Normalize({mean}, {std})",
-        f"# features = model(normalize(pixels in [0, 1])) of whole images of {recipe['side']} px",
+        "\n",
+        f"def prepared(file):  # (1, 3, {side}, {side}), the {shown} of a picture",
+        '    image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")',
+        f"    image = ImageOps.{how}(image, ({side}, {side}), Image.Resampling.BILINEAR{grey})",
+        "    return normalize(torchvision.transforms.functional.to_tensor(image))[None]",
+        "\n",
+        '# features = model(prepared("picture.jpg"))  # within torch.no_grad()',
     ]
     return "\n".join([*imports, "", *lines]) + "\n"
 

@@ -17,7 +17,8 @@ def extract(encoder, images: Images, size: int, device, quiet: bool = True) -> T
     was_training = encoder.training
     encoder.eval()
     features = []
-    with tqdm(total=len(images), desc="features", unit=" images", unit_scale=True, leave=False, disable=quiet) as bar:
+    words = {"desc": "features", "unit": " images", "unit_scale": True, "leave": False}
+    with tqdm(total=len(images), disable=quiet or None, **words) as bar:
         for pixels, index in images.batches(torch.arange(len(images)), 500, device):
             features.append(encoder.features(whole_image(pixels, size)).cpu())  # (B, F)
             bar.update(len(index))

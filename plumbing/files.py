@@ -328,15 +328,14 @@ def decode_all(
     sizes, halved = sample(train.paths)
     side, lost = common_side(sizes, size), lost_share(sizes) if fit == "crop" else 0
     if lost > 0.005:
-        say(f"images are cut to their central squares: {lost:.0%} of them lies outside (--fit pad shows all)")
+        say(f"images are cut to their central squares, and lose about {lost:.0%} of their areas (--fit pad shows all)")
     if halved:
         say("some images have 16 bits per colour, of which the upper 8 are used: values below 256 become black")
     total = sum(map(len, listed))
     in_memory = total * 3 * side * side <= cache_gb * 1e9
     most = 2e9 * cache_gb if in_memory and total >= FEW and cache_dir else 0
     done, bad, span = [], {}, None
-    quiet = {"disable": True} if total < FEW else {}
-    with tqdm(total=total, desc="reading images", unit="image", **quiet) as bar:
+    with tqdm(total=total, desc="reading images", unit="image", disable=total < FEW or None) as bar:
         for images in listed:
             images = replace(images, side=side, workers=workers, fit=fit, span=span)
             images, readable, reasons = _read(images, in_memory, cache_dir, most, bar)

@@ -50,7 +50,8 @@ def download(name: str, root: Path) -> Dataset:
 def layout_of(root: Path) -> Layout:
     """The layout of what lies below root. Raises UserError where there is none."""
     if not root.is_dir():
-        raise UserError(f"--data-dir {root}: no such folder; name the one that holds your images")
+        problem = "is a file" if root.is_file() else "no such folder"
+        raise UserError(f"--data-dir {root}: {problem}; name the folder that holds your images")
     names, closed = listing(root)
     try:
         return layout(names, closed)

@@ -106,4 +106,5 @@ def report(trained, untrained, checkpoint: dict, dataset: Dataset, augment, args
     print(f"{'':<12}{'recovered, %':>20}{'effective rank':>20}")
     for name, row in results.items():
         print(f"{name:<12}{100 * row['recovered']:>20.1f}{row['rank']:>20.1f}")
+    print(f"{'guessing':<12}{100 / count:>20.1f}")
     print(f"recovered: how often {ALONE} among {count}", *notes, sep="\n")

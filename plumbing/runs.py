@@ -41,7 +41,8 @@ def read_checkpoint(place: str, kind=Settings) -> dict:
     """
     path = Path(place) / "last.pt" if Path(place).is_dir() else Path(place)
     if not place or not path.is_file():
-        raise UserError(f"{place or repr(place)}: no checkpoint there (a run's folder holds one after its first epoch)")
+        about = "a run's folder holds one after its first epoch" if Path(place).exists() else "no such file or folder"
+        raise UserError(f"{place or repr(place)}: no checkpoint there ({about})")
     try:
         check_zip(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -360,13 +361,12 @@ def draw_progress(history: list[dict], choices: int | None, path: Path) -> None:
     key, words = ("nce", "NCE loss, nats") if choices else ("loss", "loss")
     left.plot([row["epoch"] for row in history], [row[key] for row in history], color="#0072b2")
     if choices:
-        left.axhline(math.log(choices), color="gray", linestyle="--", linewidth=1)
-        end = (history[-1]["epoch"], math.log(choices))
-        left.annotate(f"guessing: ln {choices}", end, ha="right", va="top", color="gray", fontsize=8)
+        left.axhline(math.log(choices), color="gray", linestyle="--", linewidth=1, label=f"guessing: ln {choices}")
+        left.legend(fontsize=8)
     left.set(xlabel="epoch", ylabel=words, title="telling the images apart")
     _draw_looks(history, right)
     for axis in (left, right):
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     with replacing(path, "the picture") as place:
         figure.savefig(place, dpi=110, format="png")
     plt.close(figure)
@@ -380,7 +380,7 @@ def _draw_looks(history: list[dict], axis) -> None:
     axis.plot(epochs, shares, "o-", color="#d55e00")
     axis.set(xlabel="epoch", ylabel="kNN accuracy, %", title="what the features know of the classes")
     if blind:
-        axis.set(ylabel="second views that find their picture, %", title="what the features know of the pictures")
+        axis.set(ylabel="recovered, %", title="what the features know of the pictures")
         second = axis.twinx()
         second.plot(epochs, [row["rank"] for row in looks], "s--", color="#009e73")
         second.set_ylabel("effective rank (dashed)")

@@ -49,7 +49,7 @@ def configured(place, *flags, **options):
         (50_000, 32, SMALL | dict(window=1024)),
         (1024, 32, SMALL | dict(batch_size=128, epochs=120, window=0)),
         (1025, 20, SMALL | dict(size=20, batch_size=128, window=1024)),
-        (30, 1, SMALL | dict(size=1, batch_size=30, window=0)),
+        (30, 1, SMALL | dict(size=1, batch_size=15, window=0)),
         (1, 400, LARGE | dict(batch_size=2, window=0)),
     ],
 )
@@ -62,7 +62,7 @@ def test_settings_follow_from_count_and_side(count, side, expected):
 
 def test_the_pictures_of_a_folder_choose_and_a_line_says_what(folder, capsys):
     config = configured(folder(12, (120, 100)))
-    assert (config.size, config.eval_size, config.width, config.epochs, config.batch_size) == (96, 128, 32, 120, 12)
+    assert (config.size, config.eval_size, config.width, config.epochs, config.batch_size) == (96, 128, 32, 120, 6)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("12 pictures train, shorter side 100, so: --size 96 --eval-size 128 --arch resnet10 ")
     flags = re.findall(r"(--\S+ [\w.]+)(?= --| \()", line)
@@ -95,10 +95,19 @@ def test_a_flag_wins_and_takes_along_what_was_chosen_with_it(folder):
 
 
 def test_subset_and_holdout_count(folder, capsys):
-    assert configured(folder(12), "--subset", "5", "--holdout", "3").batch_size == 5
-    assert configured(folder(12), "--holdout", "3").batch_size == 9
+    assert configured(folder(12), "--subset", "5", "--holdout", "3").batch_size == 2
+    assert configured(folder(12), "--holdout", "3").batch_size == 4
     assert capsys.readouterr().out.startswith("5 pictures train")
     assert configured(folder(12), "--holdout", "300").size == 96  # data.load refuses it
+
+
+def test_half_of_a_small_folder_may_be_unreadable(folder, few_steps):
+    """The batch is chosen before the pictures are read."""
+    place = folder(12, (20, 16))
+    for file in sorted((place / "train").rglob("*.png"))[:5]:
+        file.write_text("no picture")
+    narrow = ["--width", "8", "--dim", "16", "--hidden", "16", "--epochs", "1", "--device", "cpu"]
+    assert main(["--dataset", "folder", "--data-dir", str(place), "--out", str(place.parent / "run"), *narrow]) == 0
 
 
 @pytest.mark.parametrize("recipe", ["laptop", "demo"])

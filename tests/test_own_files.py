@@ -1,5 +1,6 @@
 """A student's own bank and losses train in place of ours; hints print commands that work."""
 
+import json
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from eval_linear import main as evaluate
@@ -107,7 +109,34 @@ def test_an_exported_backbone_says_how_its_images_are_prepared(flags, tmp_path, 
     capsys.readouterr()
     assert evaluate([str(tmp_path / "run"), "--export", str(tmp_path / "b.pt")]) == 0
     said = capsys.readouterr().out
-    assert str(MEAN) in said and str(STD) in said and "whole images of 21 px" in said
+    assert str(MEAN) in said and str(STD) in said and "(1, 3, 21, 21), the central square of a picture" in said
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_the_exported_lines_prepare_a_photograph_as_an_evaluation_does(flags, tmp_path, monkeypatch, fit):
+    """They give the features of --features; a picture pressed into a square has others."""
+    monkeypatch.setattr("plumbing.features.pick_precision", lambda *_: "fp32")
+    (tmp_path / "photos").mkdir()
+    for i, noise in enumerate(np.random.default_rng(0).integers(0, 256, (32, 6, 12, 3), dtype=np.uint8)):
+        Image.fromarray(noise).resize((240, 120), Image.Resampling.BICUBIC).save(tmp_path / "photos" / f"{i}.png")
+    assert main(flags(data_dir=tmp_path / "photos", fit=fit, epochs=2, size=32, eval_size=64)) == 0
+    monkeypatch.chdir(tmp_path)
+    for option in (["--export", "b.pt"], ["--features", "f.npz"]):
+        assert evaluate(["run", *option]) == 0
+    exec("\n".join(json.loads(Path("b.json").read_text())["lines"]), names := {})
+    expected = np.load("f.npz")
+    pressed = names["normalize"](torch.stack([pressed_picture(path) for path in expected["paths"]]))
+    with torch.no_grad():
+        exported = torch.cat([names["model"](names["prepared"](f"photos/{path}")) for path in expected["paths"]])
+        other = names["model"](pressed)
+    rows = torch.from_numpy(expected["features"])
+    assert len(rows) == 32
+    assert (exported - rows).norm() < 0.05 * (other - rows).norm()
+
+
+def pressed_picture(name):
+    image = Image.open(Path("photos") / str(name)).resize((64, 64), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.asarray(image).transpose(2, 0, 1) / 255).float()
 
 
 def test_resuming_runs_no_code_that_only_the_checkpoint_names(flags, tmp_path, capsys):

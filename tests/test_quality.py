@@ -219,6 +219,7 @@ def test_an_evaluation_without_labels_tells_both_figures_next_to_the_untrained_n
     for name in ("trained", "untrained"):
         row = f"{100 * written[name]['recovered']:.1f} +{written[name]['rank']:.1f}"
         assert re.search(rf"^{name} +{row}$", printed, re.M)
+    assert re.search(rf"^guessing +{100 / len(dataset.test):.1f}$", printed, re.M)
     assert written["cautions"] == [] and "caution" not in printed
 
 
@@ -287,6 +288,7 @@ def test_the_page_shows_both_curves_and_both_figures(run, tmp_path):
     measured = {"trained": {"recovered": 0.5, "rank": 9.0}, "untrained": {"recovered": 0.25, "rank": 3.0}}
     config = read_checkpoint(home)["config"]
     (tmp_path / "eval.json").write_text(json.dumps(measured | {"config": config, "date": "2024-01-01"}))
+    assert page.curves(rows, 96)["looks"] == page.BLIND == page.accuracy(tmp_path / "eval.json", config)["ways"]
     table = page.accuracy(tmp_path / "eval.json", config)["table"]
     assert "50.0" in table and "25.0" in table and "9.0" in table and "raw" not in table
 

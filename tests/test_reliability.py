@@ -264,7 +264,7 @@ def test_absurd_values_are_refused(line, message, capsys):
         (["--visits", "3", "--window", "0"], "--window 0"),
         (["--kl-temperature", "2"], "--lam 0"),
         (["--jitter-p", "0.5", "--jitter", "0"], "--jitter 0"),
-        (["--data-dir", "my_images"], "--dataset shapes"),
+        (["--data-dir", "my_images"], "--dataset shapes (folder: your own images)"),
         (["--fit", "pad"], "--dataset shapes"),
         (["--cache-gb", "1", "--dataset", "cifar10"], "--dataset cifar10"),
     ],
@@ -489,6 +489,33 @@ def test_ctrl_c_during_the_imports_is_one_line(script):
     code += "sys.meta_path.insert(0, Ctrl_C())\nrunpy.run_path(sys.argv[0], run_name='__main__')"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 130 and len(ended.stderr.splitlines()) == 1, ended.stderr
+
+
+@pytest.mark.parametrize("words", [["train.py", "--help"], ["figures/page.py", "run"], ["-m", "lab.train"]])
+def test_an_environment_that_is_not_active_is_told_in_one_line(words):
+    """Python without its installed packages."""
+    ended = subprocess.run([sys.executable, "-S", *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2 and ended.stdout == ""
+    assert ended.stderr.startswith("torch is missing: activate the environment") and ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [(["--epoch", "2"], "--epochs"), (["--epocs=2"], "--epochs"), (["--datadir", "x"], "--data-dir")],
+)
+def test_a_misspelt_option_is_told_with_the_one_that_was_meant(words, meant, capsys):
+    refused(capsys, program.main, words, f"unrecognized arguments: {words[0]}", f"; did you mean {meant}?")
+
+
+def test_an_option_like_no_other_is_told_alone(capsys):
+    assert program.main(["--zzz"]) == 2
+    assert capsys.readouterr().err == "train.py: unrecognized arguments: --zzz\n"
+
+
+def test_a_file_is_no_folder_of_images(tmp_path, capsys):
+    (tmp_path / "a.jpg").write_text("x")
+    line = ["--dataset", "folder", "--data-dir", tmp_path / "a.jpg", "--out", tmp_path / "run"]
+    refused(capsys, program.main, line, "a.jpg: is a file; name the folder that holds your images")
 
 
 # ------------------------------------------------------------------------------- no permission

@@ -20,7 +20,7 @@ from plumbing.runs import read_checkpoint, save_text
 from train import RECIPES, Config, load_dataset, train
 
 RESULTS = Path(__file__).resolve().parents[2] / "figures" / "results" / "exercises" / "exercises.json"
-SHORT = dict(subset=2000, epochs=8, knn_every=0, precision="fp32")
+SHORT = dict(subset=2000, epochs=8, knn_every=0)
 TEXTURED = dict(dataset="shapes-textured")
 POINTS = {  # the run's words: the exercises that have it, and its settings beside the demo recipe
     "the demo": ("4", {}),

@@ -97,7 +97,7 @@ def test_every_picture_lies_inside_and_says_in_words_what_it_shows(shown):
         assert len(image["alt"]) > 40 and re.search(r"\d", image["alt"]) and int(image["width"]) > 300
 
 
-def test_the_numbers_are_those_of_the_run_s_files(run, shown):
+def test_the_numbers_are_those_of_the_run_s_files(run, shown, pictures):
     first, last = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
     assert f"NCE loss: {first['nce']:.3f} in epoch 1 to {last['nce']:.3f} in epoch 2." in shown.text["curves"]
     assert "Guessing among 96 rows costs 4.564." in shown.text["curves"]
@@ -107,7 +107,7 @@ def test_the_numbers_are_those_of_the_run_s_files(run, shown):
         row = f" {words} {100 * measured[name]['knn']:.1f} {100 * measured[name]['linear']:.1f} "
         assert row in shown.text["accuracy"]
     assert measured["date"] in shown.text["accuracy"]
-    assert "96 images of folder" in shown.text[""] and "2 of 2 epochs" in shown.text[""]
+    assert f"96 images of {pictures}, the paper's method" in shown.text[""] and "2 of 2 epochs" in shown.text[""]
 
 
 def test_every_function_that_the_page_names_exists():
@@ -177,7 +177,7 @@ def test_a_run_without_labels_has_a_page_without_what_needs_them(pictures, tiny,
     drawn = ("curves", "neighbours", "map", "spectrum", "step")
     assert [len(shown.images[name]) for name in drawn] == [1, 2, 2, 1, 2]
     assert "own class" not in shown.text["neighbours"] and "of its class" not in shown.text["map"]
-    assert "took no such look" in shown.text["curves"]
+    assert "did not look at its features" in shown.text["curves"]
 
 
 def test_the_map_separates_groups_that_two_principal_axes_do_not():
