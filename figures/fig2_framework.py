@@ -74,7 +74,8 @@ def inset(figure, axis, x, y, width, height):
 def draw(config: Config, images: int, path) -> None:
     step = one_step(config)
     batch, dim, side = config.batch_size, step["z"].shape[1], step["views"].shape[-1]
-    columns = images if not config.negatives else f"{batch}+{config.negatives}"
+    held = config.rows(images)  # the bank's rows: one window's, or all N
+    columns = held if not config.negatives else f"{batch}+{config.negatives}"
     figure, axis = plt.subplots(figsize=(11, 5.2))
     figure.subplots_adjust(0.01, 0.02, 0.99, 0.98)
     axis.set(xlim=(0, 13.2), ylim=(0, 6.2))
@@ -87,7 +88,8 @@ def draw(config: Config, images: int, path) -> None:
         axis.text(x + size / 2, y + size + 0.08, text, ha="center", fontsize=10)
         axis.text(x + size / 2, y - 0.1, under, ha="center", va="top", **TYPE)
 
-    shown(0.2, 3.9, 1.3, step["pixels"][0].float(), "image $x_i$", f"N = {images}")
+    count = f"N = {images}" + f", window {held}" * (held < images)
+    shown(0.2, 3.9, 1.3, step["pixels"][0].float(), "image $x_i$", count)
     arrow(axis, (1.55, 4.55), (2.45, 4.55), "augment")
     shown(2.5, 3.9, 1.3, step["views"][0], "one view", f"({batch}, 3, {side}, {side})")
     arrow(axis, (3.85, 4.55), (4.5, 4.55))
@@ -100,7 +102,7 @@ def draw(config: Config, images: int, path) -> None:
     small = inset(figure, axis, 7.05, 0.75, 2.1, 1.6)
     rows = step["weight"][:24, :40]
     small.imshow(rows.numpy(), cmap="PuOr", vmin=-rows.abs().max().item(), vmax=rows.abs().max().item(), aspect="auto")
-    axis.text(8.1, 0.65, f"bank.weight ({images}, {dim})", ha="center", va="top", **TYPE)
+    axis.text(8.1, 0.65, f"bank.weight ({held}, {dim})", ha="center", va="top", **TYPE)
     axis.text(6.95, 1.55, "bank $W$", ha="right", va="center", fontsize=10)
     arrow(axis, (9.15, 2.4), (9.65, 3.6))
     arrow(
