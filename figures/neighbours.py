@@ -112,8 +112,9 @@ def draw(checkpoint: dict, dataset: Dataset, path: Path, k: int = 6) -> None:
     fill(axes[:, 1 : k + 1], dataset, queries, hits[0])
     fill(axes[:, k + 2 :], dataset, queries, hits[1])
     axes[0, 0].set_title("image", fontsize=9)
-    for name, own, axis, blue in zip(("untrained", "trained"), share, axes[0, [1, k + 2]], ("", " (blue)")):
-        words = "" if own is None else f": {own:.0%} of the same class{blue}"
+    heads = zip(("untrained", "trained"), share, axes[0, [1, k + 2]], ("", " (blue; others orange)"))
+    for name, own, axis, colours in heads:
+        words = "" if own is None else f": {own:.0%} of the same class{colours}"
         axis.set_title(f"nearest, {name}{words}", fontsize=9, loc="left")
     figure.savefig(path, dpi=110, format="png")
     plt.close(figure)

@@ -87,7 +87,8 @@ def report(results: dict, checkpoint: dict, dataset: Dataset, args: argparse.Nam
     notes, k = cautions(checkpoint, dataset), neighbours(args.k, dataset.labelled.labels)
     save_results(results | {"k": k}, checkpoint["config"], args, notes)  # before: the reader may be gone
     print(summary(dataset, args.k, time.perf_counter() - started))
-    print(accuracy_table(results), *notes, sep="\n")
+    rows = "untrained: before its first step; raw: the pixels alone; majority: the largest class as every answer"
+    print(accuracy_table(results), rows, *notes, sep="\n")
 
 
 def save_results(results: dict, config: dict, args: argparse.Namespace, notes: list[str]) -> None:

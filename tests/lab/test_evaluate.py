@@ -100,8 +100,8 @@ def test_the_slow_protocols_are_measured_for_networks_only(runs, capsys):
     assert program.main([runs("whole"), "--augmented", "--finetune", "--epochs", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "linear, augmented" in lines[2] and "fine-tuned" in lines[2]
-    assert [line.split()[0] for line in lines[-2:]] == ["raw", "majority"]
-    assert all(line.split()[-2:] == ["-", "-"] for line in lines[-2:])
+    assert [line.split()[0] for line in lines[-3:]] == ["raw", "majority", "untrained:"]
+    assert all(line.split()[-2:] == ["-", "-"] for line in lines[-3:-1])
 
 
 @pytest.mark.parametrize("kind", ["mobile", "vit", "byol"])
