@@ -279,10 +279,13 @@ def borrowed(file: Path, wanted: set[str], needs, data_now: set[str]) -> list[di
 
 
 def neighbour(file: Path) -> list[dict]:
-    """The runs of another figure's file, none if it is damaged."""
+    """The runs of another results file; none of a damaged one, which is said, and of other JSON."""
     try:
         return read(file)
     except UserError as error:
+        with suppress(ValueError, TypeError, OSError):
+            if "runs" not in json.loads(file.read_text()):
+                return []
         print(f"{error}; passed over", file=sys.stderr)
         return []
 

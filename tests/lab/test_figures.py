@@ -208,6 +208,10 @@ def test_a_run_in_another_figure_s_file_is_not_repeated(tmp_path, monkeypatch, c
     with pytest.raises(UserError, match="lacks 3 of 3 runs"):
         sweeper.sweep(tmp_path / "mine.json", point)
     assert "other.json: damaged" in capsys.readouterr().err
+    for other in ('{"arch": "resnet10"}', "[1, 2]", "3"):  # files of other programs: --export writes one
+        (tmp_path / "other.json").write_text(other)
+        assert sweeper.borrowed(tmp_path / "mine.json", {"x"}, (), {""}) == []
+        assert ("damaged" in capsys.readouterr().err) == (other == "3")
 
 
 class Slow(observe.Watch):
