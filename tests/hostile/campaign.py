@@ -468,7 +468,7 @@ def starved(world: World, draws: random.Random) -> str:
             "accepted" if done and "Traceback" not in error else f"status {status}, nothing was kept {error[-200:]}"
         )
     else:
-        silent_now = kind in ("full", "closed", "reader", "files", "size") and which == 2
+        silent_now = kind in ("full", "closed", "reader") and which == 2
         judged = verdict(status, error, 1 if not (kind == "size" and amount == 0 or silent_now) else 0)
     if list(out.glob("*.part")):
         judged = "a part was left"
