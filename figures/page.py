@@ -107,11 +107,8 @@ def curve(rows: list[dict], key: str, name: str, unit: str, form: str, colour: s
     values = [row[key] * (100 if "%" in form else 1) for row in rows]
     axis.plot([row["epoch"] for row in rows], values, "o-", color=colour, markersize=3)
     axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    words = (
-        f"{name}: "
-        + " to ".join(f"{row[key]:{form}} in epoch {row['epoch']}" for row in rows[:1] + rows[1:][-1:])
-        + "."
-    )
+    ends = rows[:1] + rows[1:][-1:]  # one, if there is one
+    words = f"{name}: " + " to ".join(f"{row[key]:{form}} in epoch {row['epoch']}" for row in ends) + "."
     if level:
         axis.axhline(math.log(level), color=GREY, linestyle="--", linewidth=1, label=f"guessing: ln {level}")
         axis.legend()
