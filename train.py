@@ -84,7 +84,7 @@ class Config(Settings):
 
 
 # laptop: the fields above. demo: a small network for `make demo`. hour: all 50 000 images of
-# CIFAR-10 in about an hour on two cores. released: the released script's CIFAR-10 command. paper:
+# CIFAR-10 in about an hour of one core. released: the released script's CIFAR-10 command. paper:
 # the same with the corrected rule. gpu: CIFAR-10 on one GPU, NOT MEASURED YET; it has the default's
 # method and a step for twice the batch.
 RECIPES = {
