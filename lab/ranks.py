@@ -59,10 +59,18 @@ def first() -> bool:
     return not grouped() or int(os.environ["RANK"]) == 0
 
 
+def check_batch(batch: int) -> None:
+    """Raises UserError unless the processes can share out a batch.
+
+    Before `start`: a process that leaves while others join leaves them with an error of torch's.
+    """
+    processes = os.environ["WORLD_SIZE"] if grouped() else "1"
+    if processes.isdigit() and int(processes) and batch % int(processes):
+        raise UserError(f"--batch-size {batch} cannot be shared out evenly among {processes} processes")
+
+
 def share_of(batch: int) -> slice:
     """The places of a batch whose views this process sends through the network."""
-    if batch % count():
-        raise UserError(f"--batch-size {batch} cannot be shared out evenly among {count()} processes")
     share = batch // count()
     return slice(number() * share, (number() + 1) * share)
 

@@ -164,8 +164,8 @@ def grow_views(run, done: float) -> None:
 def train(config: LabConfig, resume: dict | None = None, dataset: Dataset | None = None, watch=None) -> dict:
     """`train.train` for any `LabConfig`, in as many processes as torchrun started."""
     config.check()
+    ranks.check_batch(config.batch_size)
     device = ranks.start(pick_device(config.device))
-    ranks.share_of(config.batch_size)  # raises UserError if it cannot be shared out
     options = {"schedule": grow_views} if config.size_start else {}
     if ranks.count() > 1:
         options |= {"stop": ranks.SharedStop(device), "journal": Journal if ranks.first() else ranks.QuietJournal}

@@ -169,9 +169,9 @@ def failing(monkeypatch):
     """The ninth of twelve losses is not finite, the weights after it are."""
     nce, calls = program.nce, []
 
-    def ninth_is_infinite(*given):
+    def ninth_is_infinite(*given, **named):
         calls.append(1)
-        return nce(*given) + (float("inf") if len(calls) == 9 else 0)
+        return nce(*given, **named) + (float("inf") if len(calls) == 9 else 0)
 
     monkeypatch.setattr(program.Pretraining, "nce", staticmethod(ninth_is_infinite))
 
