@@ -27,7 +27,5 @@ ours = sys.argv[:1] == ["-m"] or Path(script).resolve().parent in (root, root / 
 if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _leave)
 if ours and not importlib.util.find_spec("torch"):
-    print(
-        "torch is missing: activate the environment (source .venv/bin/activate), or make setup first", file=sys.stderr
-    )
+    print("torch is missing: activate the environment (source .venv/bin/activate) or make setup", file=sys.stderr)
     sys.exit(2)

@@ -60,7 +60,5 @@ def chosen(data_dir: str, given: dict) -> dict:
     values = {name: value for name, value in settings(count, given.get("size", side)).items() if name not in gone}
     if values:
         flags = " ".join(f"{flag(name)} {value}" for name, value in values.items())
-        say(
-            f"{count} pictures train, shorter side {side}, so: {flags} (flags win; --recipe laptop: the default recipe)"
-        )
+        say(f"{count} pictures train, shorter side {side}, so: {flags} (flags win; --recipe laptop: the default)")
     return values

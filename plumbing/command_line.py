@@ -139,12 +139,11 @@ class Settings:
     def check(self) -> None:
         """Raises UserError, naming the flag, for values that no dataset could make right."""
         check_bounds(self)
-        side = self.size if self.size <= 64 else self.size // 4  # of the maps that 1x1 convolutions of stride 2 halve
+        width, size = self.width, self.size
+        side = size if size <= 64 else size // 4  # of the maps that 1x1 convolutions of stride 2 halve
         least = 8 if side <= 32 else 16  # with fewer channels they corrupt torch's memory on some CPUs
-        if 0 < self.width < least:
-            raise UserError(
-                f"--width must be 0, the usual one, or at least {least} at --size {self.size}, not {self.width}"
-            )
+        if 0 < width < least:
+            raise UserError(f"--width must be 0, the usual one, or at least {least} at --size {size}, not {width}")
         check_device(self.device)
 
     def ignored(self) -> dict[str, str]:

@@ -93,6 +93,7 @@ def report(results: dict, checkpoint: dict, dataset: Dataset, args: argparse.Nam
 
 def save_results(results: dict, config: dict, args: argparse.Namespace, notes: list[str]) -> None:
     """Write the figures, and what they were measured with, as JSON to --json, if it is given."""
-    note = {"run": args.run, "cautions": notes, "hardware": hardware(args.device), "date": time.strftime("%Y-%m-%d")}
     if args.json:
-        save_text(json.dumps(results | note | {"config": config}, indent=1) + "\n", args.json, "--json")
+        note = {"run": args.run, "cautions": notes, "hardware": hardware(args.device)}
+        note |= {"date": time.strftime("%Y-%m-%d"), "config": config}
+        save_text(json.dumps(results | note, indent=1) + "\n", args.json, "--json")

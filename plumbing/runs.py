@@ -73,8 +73,7 @@ def _check_content(checkpoint: dict) -> None:
     for state in (checkpoint["encoder"], bank):
         _check_types(state, dict.fromkeys(state, Tensor))
     for row in checkpoint["history"]:
-        names = ["epoch", "step", "loss", "lr", "seconds"] + ["nce"] * bool(bank)
-        names += [name for name in LOOKS if name in row]
+        names = ["epoch", "step", "loss", "lr", "seconds"] + ["nce"] * bool(bank) + [n for n in LOOKS if n in row]
         _check_types(row, dict.fromkeys(names, NUMBER))
     if bank and bank["weight"].ndim != 2:
         raise UserError("its bank has no rows")
@@ -331,12 +330,15 @@ class Journal:
 
     def _start_folder(self) -> None:
         """Make the folder and note the settings in it; an older checkpoint goes, unless resumed."""
-        busy = f"--out {self.path}: another process is training there; wait for it, or name another folder"
-        self.held.enter_context(locked(self.path, busy))
-        refuse_to_replace(self.path, self.resumed or getattr(self.config, "overwrite", True))
-        for name in [f"{name}*.part" for name in RUN_FILES] + ["last.pt"] * (not self.resumed):
-            for file in self.path.glob(name):  # a part is what a killed run leaves
-                file.unlink(missing_ok=True)
+        try:
+            busy = f"--out {self.path}: another process is training there; wait for it, or name another folder"
+            self.held.enter_context(locked(self.path, busy))
+            refuse_to_replace(self.path, self.resumed or getattr(self.config, "overwrite", True))
+            for name in [f"{name}*.part" for name in RUN_FILES] + ["last.pt"] * (not self.resumed):
+                for file in self.path.glob(name):  # a part is what a killed run leaves
+                    file.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {self.path}: cannot write there ({error.strerror})") from error
         settings = asdict(self.config) | {"precision": self.run.encoder.precision}
         save_text(json.dumps(settings, indent=1) + "\n", self.path / "config.json", "the configuration")
         self._save_metrics()

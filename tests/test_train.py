@@ -418,7 +418,7 @@ def test_a_run_is_not_overwritten_by_accident(flags, tiny, capsys):
 def test_a_place_that_cannot_be_written_is_named(flags, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     assert program.main(flags(out=tmp_path / "file" / "run")) == 2
-    assert_one_line(capsys, f"{tmp_path / 'file' / 'run'}: Not a directory")
+    assert_one_line(capsys, f"--out {tmp_path / 'file' / 'run'}: cannot write there")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The command line of lab.train: what goes together, what is refused, older runs, growing views."""
+"""The command line of lab.train: what goes together, what is refused, growing views."""
 
 import os
 import signal
