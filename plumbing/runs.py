@@ -75,10 +75,9 @@ def _check_content(checkpoint: dict) -> None:
     for row in checkpoint["history"]:
         names = ["epoch", "step", "loss", "lr", "seconds"] + ["nce"] * bool(bank) + [n for n in LOOKS if n in row]
         _check_types(row, dict.fromkeys(names, NUMBER))
-    if bank and bank["weight"].ndim != 2:
-        raise UserError("its bank has no rows")
-    if images and (images["files"].dtype, images["files"].ndim) != (torch.long, 1):
-        raise UserError("its list of images is none")
+    files = images["files"] if images else torch.zeros(0, dtype=torch.long)
+    if (bank and bank["weight"].ndim != 2) or (files.dtype, files.ndim) != (torch.long, 1):
+        raise UserError("the rows of its bank, or its list of images, have another shape")
 
 
 def _check_types(content: dict, types: dict) -> None:
