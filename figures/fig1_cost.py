@@ -12,7 +12,6 @@ figures/field.py.
 """
 
 import json
-import statistics
 import sys
 from dataclasses import replace
 from functools import lru_cache
@@ -22,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from figures import plots
 from figures.field import NAMES, OURS, base_of, contestant, lasting
-from figures.sweep import RESULTS, figure, spread
+from figures.sweep import RESULTS, figure, spread, training_seconds
 from lab.train import LabConfig
 
 EPOCHS = {"demo": (2, 4, 8), "cpu": (10, 20, 40), "paper": (50, 100, 200)}  # the last length is for one branch alone
@@ -54,16 +53,13 @@ def method_of(name: str) -> str:
 def seconds(runs: list[dict], name: str) -> float:
     """Training time: the run's views at the measured images/s of its method (RATES).
 
-    Without a measured rate: the median epoch over all seeds, times the number of epochs. The median
-    hides what else ran on the machine.
+    Without a measured rate: by the clock of all seeds.
     """
     own = [run for run in runs if run["name"] == name]
     rate, views = rate_of(own[0]), images_of(own[0]["config"])
     if rate:
         return views / rate
-    clocks = [[0.0, *(row["seconds"] for row in run["epochs"])] for run in own]
-    epochs = own[0]["config"]["epochs"]
-    return epochs * statistics.median(b - a for clock in clocks for a, b in zip(clock, clock[1:]))
+    return training_seconds(*(run["epochs"] for run in own))
 
 
 def images_of(config: dict) -> int:

@@ -27,7 +27,7 @@ import torch
 from eval_linear import eval_side
 from figures import plots
 from figures.field import at_scale, lasting
-from figures.sweep import figure, identity, spread
+from figures.sweep import figure, identity, spread, training_seconds
 from lab.backbones import encoder_of
 from lab.evaluate import FINETUNING_RATE, evaluate, finetuning_rate, train_head
 from lab.measure import forward_flop
@@ -69,9 +69,9 @@ def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
 class Measure:
     """Accuracies of a run, and the costs of its pretraining and fine-tuning, for `sweep.run_one`.
 
-    Seconds include whatever else the processor did; those of fine-tuning include a look at the test
-    images. TFLOP are counted (`forward_flop`), a backward pass as two forward passes; bank and
-    augmentation are not counted.
+    Seconds of fine-tuning include whatever else the processor did, and a look at the test images.
+    TFLOP are counted (`forward_flop`), a backward pass as two forward passes; bank and augmentation
+    are not counted.
     """
 
     def __init__(self, full: LabConfig, epochs: int, warmup: int):
@@ -83,7 +83,7 @@ class Measure:
         dataset = replace(dataset, labelled=dataset.labelled.take(target))
         figures = evaluate(checkpoint, dataset, device=config["device"], controls=False, quiet=True)["trained"]
         stages = [checkpoint] + ([read_checkpoint(config["init_from"], LabConfig)] if config["init_from"] else [])
-        figures["seconds"] = sum(stage["history"][-1]["seconds"] for stage in stages)
+        figures["seconds"] = sum(training_seconds(stage["history"]) for stage in stages)
         figures["tflop"] = sum(pretraining_flop(stage["config"]) for stage in stages) / 1e12
         encoder = encoder_of(config)
         untrained = copy.deepcopy(encoder)

@@ -283,6 +283,12 @@ def test_what_is_watched_does_not_change_the_run(tiny):
     assert 0 < last["knn"] < 1
 
 
+def test_training_seconds_leave_out_what_else_ran_for_an_epoch():
+    histories = [[{"seconds": clock} for clock in clocks] for clocks in ((2, 4, 106), (2, 5, 7))]
+    assert sweeper.training_seconds(histories[0]) == 3 * 2
+    assert sweeper.training_seconds(*histories) == 3 * 2, "the median of 2, 2, 102, 2, 3 and 2"
+
+
 def test_the_table_shows_mean_and_spread_over_seeds():
     runs = [{"name": "x", "final": {"linear": v, "knn": 0.5}} for v in (0.40, 0.42, 0.44)]
     runs += [{"name": "y", "final": {"linear": 0.3, "knn": 0.2}}]
