@@ -1,7 +1,7 @@
 """S3L (arXiv 2103.13559) on a folder of photographs, where resolution means something.
 
     python -m lab.studies.s3l_photos --scale demo             the embedded shapes, a few minutes
-    python -m lab.studies.s3l_photos --data-dir my_photos     about four hours on two cores
+    python -m lab.studies.s3l_photos --data-dir my_photos     two hours on two cores, in bf16
     python -m lab.studies.s3l_photos --scale paper --data-dir my_photos   ResNet-18, one GPU
 
 The folder holds train/<class>/ and test/<class>/, with at least 3 000 training images. The arms are
@@ -10,10 +10,8 @@ stage; half of the images. All networks have torchvision's stem, so that a small
 and a network for one side goes on at another. All of them are fine-tuned at the full side, on half
 of the images.
 
-The estimate is from timed steps of 64 images (AMD EPYC, 2026-11-26): 0.58 s of one core at 160
-pixels, 0.20 s at 64; 0.3 s at 96 is a guess in between. Pretraining then takes 6 200 s per seed,
-fine-tuning, ten times, about 2 700 s. With three seeds that is 3.7 hours of two cores, without the
-evaluations.
+The 24 runs of three seeds took 115 minutes, evaluations included (AMD EPYC with bf16, two runs at a
+time, 2026-11-26). Without bf16 a step took about twice as long.
 """
 
 import json
