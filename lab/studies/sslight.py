@@ -105,7 +105,7 @@ def samplings(runs: list[dict]) -> list[str]:
 
 def draw(runs: list[dict], path) -> None:
     backbones = kinds(runs)
-    size = (2.5 + 3.2 * len(backbones), 8.5)
+    size = (4.5 + 3.2 * len(backbones), 8.5)
     picture, axes = plots.plt.subplots(
         3, len(backbones), figsize=size, constrained_layout=True, squeeze=False, sharex="col"
     )
