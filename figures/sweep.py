@@ -345,7 +345,7 @@ def silence() -> None:
 def training_seconds(*histories: list[dict]) -> float:
     """Seconds of training, for runs of equal settings: their median epoch, times the epochs of one.
 
-    The median hides what else ran on the machine for a while.
+    The median hides what else ran for a while, and the forward pass that starts a bank.
     """
     clocks = [[0.0, *(row["seconds"] for row in history)] for history in histories]
     return len(histories[0]) * statistics.median(b - a for clock in clocks for a, b in zip(clock, clock[1:]))

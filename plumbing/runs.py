@@ -75,8 +75,8 @@ def _check_content(checkpoint: dict) -> None:
     for row in checkpoint["history"]:
         names = ["epoch", "step", "loss", "lr", "seconds"] + ["nce"] * bool(bank) + [n for n in LOOKS if n in row]
         _check_types(row, dict.fromkeys(names, NUMBER))
-    files = images["files"] if images else torch.zeros(0, dtype=torch.long)
-    if (bank and bank["weight"].ndim != 2) or (files.dtype, files.ndim) != (torch.long, 1):
+    files = images and images["files"]
+    if (bank and bank["weight"].ndim != 2) or (images and (files.dtype, files.ndim) != (torch.long, 1)):
         raise UserError("the rows of its bank, or its list of images, have another shape")
 
 
