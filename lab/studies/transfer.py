@@ -42,22 +42,22 @@ class Measure:
     Every target has as many labelled images as the run was pretrained on.
     """
 
-    def __init__(self, targets: tuple[str, ...]):
-        self.targets = targets
+    def __init__(self, targets: tuple[str, ...], data_dir: str):
+        self.targets, self.data_dir = targets, data_dir
 
     def __call__(self, checkpoint: dict, dataset: Dataset) -> dict:
         config, figures = checkpoint["config"], {}
         for name in self.targets:
             target = dataset
             if name != config["dataset"]:
-                target = data.load(name, config["data_dir"], config["size"], config["subset"], 0, config["cache_gb"])
+                target = data.load(name, self.data_dir, config["size"], config["subset"], 0, config["cache_gb"])
             results = evaluate(checkpoint, target, device=config["device"], quiet=True)
             figures |= {f"{who} {key} {name}": value for who, row in results.items() for key, value in row.items()}
         return figures | {key: figures[f"trained {key} {config['dataset']}"] for key in ("knn", "linear")}
 
 
 def measure(base: LabConfig, scale: str) -> Measure:
-    return Measure(places(scale, base.dataset))
+    return Measure(places(scale, base.dataset), base.data_dir)
 
 
 def targets_of(runs: list[dict]) -> list[str]:

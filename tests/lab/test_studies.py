@@ -1,6 +1,7 @@
 """lab/studies: every point can be run, pictures are drawn, titles say what the figures say."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -146,12 +147,12 @@ def test_small_backbones_are_drawn_with_what_they_cost(titles, tmp_path):
     )
 
 
-def test_transfer_probes_every_run_on_every_target(tiny, monkeypatch):
+def test_transfer_probes_every_run_on_every_target(tiny, tmp_path, monkeypatch):
     config, drawn = lab(tiny(epochs=1)), folders.drawn
     monkeypatch.setattr(folders, "drawn", lambda count, *rest: drawn(count // 50, *rest))
     checkpoint = read_checkpoint(train(config)["out"])
     own, targets = config.dataset, (config.dataset, "shapes")
-    measure = pickle.loads(pickle.dumps(transfer.Measure(targets)))  # as a sweep's processes get it
+    measure = pickle.loads(pickle.dumps(transfer.Measure(targets, config.data_dir)))  # as a sweep's processes get it
     final = measure(checkpoint, load_dataset(config))
     wanted = {
         f"{who} {key} {t}"
@@ -160,6 +161,9 @@ def test_transfer_probes_every_run_on_every_target(tiny, monkeypatch):
         for t in targets
     }
     assert set(final) == wanted | {"knn", "linear"}
+    elsewhere = train(replace(config, dataset="shapes", out=str(tmp_path / "drawn")))["out"]
+    reverse = measure(read_checkpoint(elsewhere), load_dataset(replace(config, dataset="shapes")))
+    assert set(reverse) == set(final), "a run on shapes does not keep where the photographs lie"
     runs = [{"name": f"ours on {own}", "method": "ours", "seed": 0, "final": final}]
     lines = transfer.table(runs).splitlines()
     assert [line.split(" | ")[0] for line in lines] == [
