@@ -11,17 +11,15 @@ does not depend on what else ran beside a run. Needs requirements-bench.txt. The
 figures/field.py.
 """
 
-import json
 import sys
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from figures import plots
 from figures.field import NAMES, OURS, base_of, contestant, lasting
-from figures.sweep import RESULTS, figure, spread, training_seconds
+from figures.sweep import RESULTS, figure, measured_rate, rates_of, spread, training_seconds
 from lab.train import LabConfig
 
 EPOCHS = {"demo": (2, 4, 8), "cpu": (10, 20, 40), "paper": (50, 100, 200)}  # the last length is for one branch alone
@@ -67,17 +65,13 @@ def images_of(config: dict) -> int:
     return config["subset"] // config["batch_size"] * config["batch_size"] * config["epochs"]
 
 
-@lru_cache
 def rates() -> dict:
-    return json.loads(RATES.read_text()) if RATES.exists() else {}
+    return rates_of(RATES)
 
 
 def rate_of(run: dict) -> float | None:
-    """Images/s of a run's method, if they were measured with its network and step."""
     method = next((key for key, words in NAMES.items() if words == method_of(run["name"])), "")
-    row, config = rates().get("rows", {}).get(method), run["config"]
-    measured = row and all(row["settings"][key] == config[key] for key in row["settings"])
-    return row["images/s"] if measured else None
+    return measured_rate(rates(), method, run["config"])
 
 
 def draw(runs: list[dict], path) -> None:

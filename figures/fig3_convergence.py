@@ -5,6 +5,10 @@
     python figures/fig3_convergence.py --scale paper           CIFAR-10, ResNet-18, one GPU
     python figures/fig3_convergence.py --scale laptop --data-dir my_cifar10   both rules, 6 hours
 
+At --scale laptop the time is the number of views at the images/s of
+`python -m lab.studies.throughput figure3 --device cpu`, so it does not depend on where the runs
+were made, or on what else ran.
+
 The claim: with SqrtKL the same network needs fewer epochs, because every row gets a gradient in
 every step.
 """
@@ -13,15 +17,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from figures import plots
 from figures.plots import plt
-from figures.sweep import figure
+from figures.sweep import RESULTS, figure, measured_rate, rates_of
 from lab.train import LabConfig
 
 EPOCHS = {"demo": 12, "cpu": 20, "paper": 200, "laptop": 100}
 RULES = {"NPID's rule, ": "npid", "corrected rule, ": "corrected"}  # at --scale laptop
+RATES = RESULTS / "bench" / "figure3-cpu.json"
 WITHOUT, WITH = "without SqrtKL", "with SqrtKL, λ = 20, T = 1"
 
 
@@ -45,26 +53,43 @@ def draw(runs: list[dict], path) -> None:
             for name, colour in ((words + WITHOUT, plots.BLUE), (words + WITH, plots.ORANGE)):
                 y = scale * plots.history(runs, name, key)  # (S, X)
                 looked = [r for r in runs[0]["epochs"] if key in r]
-                seconds = plots.history(runs, name, "seconds").mean(0)[[r["epoch"] - 1 for r in looked]]
+                minutes = clock(runs, name)[[r["epoch"] - 1 for r in looked]] / 60
                 plots.band(row[0], [r["epoch"] for r in looked], y, colour, name, style)
-                plots.band(row[1], seconds / 60, y, colour, name, style)
+                plots.band(row[1], minutes, y, colour, name, style)
         row[0].set(ylabel=label)
     axes[1, 0].set(xlabel="epoch")
     axes[1, 0].xaxis.get_major_locator().set_params(integer=True)
-    axes[1, 1].set(xlabel="minutes of training, mean over seeds")
+    where = f"{rates()['hardware']}, {rates()['precision']}" if rate_of(runs, runs[0]["name"]) else "mean over seeds"
+    axes[1, 1].set(xlabel=f"minutes of training ({where})")
     axes[0, 0].legend(loc="lower right")
     plots.finish(figure, "With SqrtKL kNN is " + ",\nand ".join(finding(runs, words) for words in rules), runs, path)
+
+
+def rates() -> dict:
+    return rates_of(RATES)
+
+
+def rate_of(runs: list[dict], name: str) -> float | None:
+    return measured_rate(rates(), name, next(run["config"] for run in runs if run["name"] == name))
+
+
+def clock(runs: list[dict], name: str) -> Tensor:
+    """Seconds of training after each epoch: by the measured rate, else by the clock."""
+    rate, run = rate_of(runs, name), next(run for run in runs if run["name"] == name)
+    if rate:
+        return torch.tensor([row["step"] * run["config"]["batch_size"] / rate for row in run["epochs"]])
+    return plots.history(runs, name, "seconds").mean(0)
 
 
 def finding(runs: list[dict], words: str) -> str:
     """What SqrtKL changes under a rule, in words."""
     gain, error = plots.change(runs, words + WITH, words + WITHOUT, "knn")
-    clock = [plots.history(runs, words + name, "seconds")[:, -1].mean().item() for name in (WITH, WITHOUT)]
+    times = [clock(runs, words + name)[-1].item() for name in (WITH, WITHOUT)]
     early = [100 * plots.history(runs, words + name, "knn").mean(0) for name in (WITH, WITHOUT)]
     half = len(early[0]) // 2 - 1
     changes = f"{(early[0] - early[1])[half]:+.1f} halfway and {gain:+.1f} ± {error:.1f} at the end"
     under = f" with the {words}" if words.startswith("corrected") else f" with {words}" if words else "; "
-    return f"{changes}{under}an epoch takes {clock[0] / clock[1]:.2f} times as long"
+    return f"{changes}{under}an epoch takes {times[0] / times[1]:.2f} times as long"
 
 
 if __name__ == "__main__":

@@ -351,6 +351,19 @@ def training_seconds(*histories: list[dict]) -> float:
     return len(histories[0]) * statistics.median(b - a for clock in clocks for a, b in zip(clock, clock[1:]))
 
 
+@lru_cache
+def rates_of(file: Path) -> dict:
+    """What lab/studies/throughput.py wrote to file; empty if it did not."""
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def measured_rate(rates: dict, name: str, config: dict) -> float | None:
+    """The images/s of a row of `rates_of`, if they were measured with config's network and step."""
+    row = rates.get("rows", {}).get(name)
+    measured = row and all(row["settings"][key] == config[key] for key in row["settings"])
+    return row["images/s"] if measured else None
+
+
 def spread(runs: list[dict], name: str, figure: str) -> str:
     """A point's mean ± standard deviation over seeds, in percent; for one seed the mean alone."""
     values = torch.tensor([100 * run["final"][figure] for run in runs if run["name"] == name], dtype=torch.float64)

@@ -196,6 +196,27 @@ def test_sqrt_kl_turns_the_gradient_to_that_of_a_lower_temperature(tau, lam, T, 
     assert (both.norm() / pull(expected).norm()).item() == pytest.approx(expected / tau, rel=0.05)
 
 
+@pytest.mark.parametrize("tau", [0.5, 0.2, 0.07])
+def test_sqrt_kl_at_nces_own_temperature_is_a_lower_one_for_any_p_and_a_small_weight(tau):
+    """docs/derivations.md, section 10: what is left over is of second order in lambda."""
+    generator = torch.Generator().manual_seed(0)
+    rows, z = (torch.randn(n, 16, generator=generator, dtype=torch.float64) for n in (400, 32))
+    rows = torch.nn.functional.normalize(rows, dim=1)
+    z = torch.nn.functional.normalize(torch.nn.functional.normalize(z, dim=1) + 1.2 * rows[:32], dim=1).requires_grad_()
+
+    def pull(tau, lam=0.0, factor=1.0):
+        similarity = z @ rows.T
+        loss = factor * nce(similarity, torch.arange(32), tau) + lam * sqrt_kl(similarity, tau)
+        return torch.autograd.grad(loss, z)[0]
+
+    left = []
+    for lam in (0.02, 0.01):
+        lower = tau / (1 + lam / 2)
+        both = pull(tau, lam)
+        left.append((both - pull(lower, factor=lower / tau)).norm() / (both - pull(tau)).norm())
+    assert left[0] < 0.02 and (left[0] / left[1]).item() == pytest.approx(2, rel=0.03)
+
+
 def test_sqrt_kl_at_nces_own_temperature_is_a_confidence_penalty(similarity):
     p = torch.softmax(similarity / 0.1, dim=1)
     entropy = -(p * p.log()).sum(1).mean()

@@ -2,13 +2,15 @@
 
     python -m lab.studies.throughput                            gpu, released, SimCLR and BYOL
     python -m lab.studies.throughput field --device cpu --steps 4   the methods of Figure 1
+    python -m lab.studies.throughput figure3 --device cpu --steps 3   the laptop runs of Figure 3
     python -m lab.studies.throughput --device cpu --scale 0.01   small everything: does it run?
 
 A call is --steps steps in a row on noise that lies on the device; the figures are medians over
 --repeats rounds in turn. torch.utils.flop_counter counts the FLOPs of one step: matrix products and
 convolutions, forward and backward, two for a multiply-add. "busy" is the share of the time in which
 the GPU computes; well below 1, the host launches too slowly. The two-branch methods need
-requirements-bench.txt. Writes figures/results/bench/<throughput or methods>-<cpu or cuda>.json.
+requirements-bench.txt. Writes figures/results/bench/<throughput, methods or figure3>-<cpu or
+cuda>.json.
 """
 
 import json
@@ -20,8 +22,9 @@ from dataclasses import replace
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from figures import fig3_convergence
 from figures.field import NAMES, base_of, contestant
-from figures.sweep import RESULTS
+from figures.sweep import LAPTOP, RESULTS
 from lab.bench import noise, rows_for, shrink, table
 from lab.measure import finish, flops, in_turn
 from lab.train import LabConfig, build
@@ -33,13 +36,17 @@ from train import RECIPES
 # TFLOP/s in bf16 without sparsity, from NVIDIA's data sheets
 PEAKS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312}
 COUNT = 50_000  # N
-SETTINGS = ("arch", "width", "size", "batch_size", "optimizer")  # what a method's images/s are measured with
+SETTINGS = ("arch", "width", "size", "batch_size", "optimizer", "lam", "bank_update")  # of a row's images/s
+FILES = {"gpu": "throughput", "field": "methods", "figure3": "figure3"}
 
 
 def cases(what: str, device: str, scale: float) -> dict[str, LabConfig]:
     if what == "field":
         base = replace(base_of(LabConfig(device=device)), subset=10_000)  # as many images as Figure 1 has
         return {method: shrink(contestant(base, method), scale) for method in NAMES}
+    if what == "figure3":
+        rows = fig3_convergence.points(LabConfig(**LAPTOP | {"device": device}), "laptop")
+        return {name: shrink(config, scale) for name, config in rows.items()}
     recipes = {name: replace(LabConfig(**RECIPES[name]), device=device, compile=True) for name in ("gpu", "released")}
     two = {method: contestant(recipes["gpu"], method) for method in ("simclr", "byol")}
     return {name: replace(shrink(c, scale), compile=scale == 1) for name, c in (recipes | two).items()}
@@ -112,14 +119,14 @@ def measure(what: str, device: torch.device, steps: int, repeats: int, scale: fl
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", nargs="?", choices=("gpu", "field"), default="gpu", help="which methods [gpu]")
+    parser.add_argument("what", nargs="?", choices=FILES, default="gpu", help="which runs [gpu]")
     parser.add_argument("--device", default="auto", help="as in train.py [auto]")
     parser.add_argument("--steps", type=int, default=20, help="steps per call [20]")
     parser.add_argument("--repeats", type=int, default=10, help="rounds, after warming up [10]")
     parser.add_argument("--scale", type=float, default=1.0, help="less than 1: smaller everything, not compiled [1]")
     parser.add_argument("--peak-tflops", type=float, help=f"the device's peak [{', '.join(PEAKS)} are known, in bf16]")
     parser.add_argument(
-        "--results", type=output, help="the file [figures/results/bench/{throughput,methods}-DEVICE.json]"
+        "--results", type=output, help="the file [figures/results/bench/{throughput,methods,figure3}-DEVICE.json]"
     )
     args = parser.parse_args(argv)
     check_device(args.device)
@@ -136,8 +143,7 @@ def main(argv: list[str] | None = None) -> None:
         "torch": torch.__version__,
     }
     result |= {"scale": args.scale, "steps": args.steps, "repeats": args.repeats, "date": time.strftime("%Y-%m-%d")}
-    name = "throughput" if args.what == "gpu" else "methods"
-    file = args.results or RESULTS / "bench" / f"{name}-{device.type}.json"
+    file = args.results or RESULTS / "bench" / f"{FILES[args.what]}-{device.type}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     save_text(json.dumps(result, indent=1) + "\n", file, "the results")
     short = {

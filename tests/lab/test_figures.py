@@ -366,6 +366,17 @@ def test_the_time_of_a_run_follows_from_its_method_s_measured_rate(monkeypatch):
     assert fig1_cost.seconds(runs, "NPID, 40 epochs") == 800, "another network: its own clock"
 
 
+def test_convergence_is_drawn_against_the_measured_rate_where_there_is_one(monkeypatch):
+    runs = invented(fig3_convergence, "laptop")
+    fast, slow = (f"NPID's rule, {words}" for words in (fig3_convergence.WITHOUT, fig3_convergence.WITH))
+    rows = {fast: {"images/s": 5120, "settings": {"lam": 0.0}}, slow: {"images/s": 1, "settings": {"lam": 1.0}}}
+    monkeypatch.setattr(fig3_convergence, "rates", lambda: {"rows": rows})
+    seconds = fig3_convergence.clock(runs, fast)
+    assert seconds.tolist() == pytest.approx([100 * e * 512 / 5120 for e in range(1, 101)])
+    assert fig3_convergence.clock(runs, slow)[-1] == 2000, "measured with another λ: its own clock"
+    assert "takes 2.00 times as long" in fig3_convergence.finding(runs, "NPID's rule, ")
+
+
 def test_a_field_s_methods_keep_to_their_own_settings():
     default = field.base_of(base("cpu"))
     ours, parametric, byol = (field.contestant(default, method) for method in ("ours", "parametric", "byol"))
