@@ -119,11 +119,12 @@ def title(rows: dict) -> str:
 def table(runs: list[dict]) -> str:
     """Markdown: a line per method and number of images, accuracies as mean ± deviation."""
     rows = rows_of(runs)
-    lines = [f"| images | method | {' | '.join(LABELS)} | seeds |", "|---|---|---|---|---|---|"]
+    lines = [f"| images | method | {' | '.join(LABELS)} | kNN, all | seeds |", "|---" * 7 + "|"]
     for count in rows["ours"]:
         for method in rows:
             own = rows[method][count]
             cells = [spread(own, own[0]["name"], key) for key in LABELS.values()]
+            cells.append("-" if method == SCRATCH else spread(own, own[0]["name"], "knn"))
             lines.append(f"| {count} | {method} | {' | '.join(cells)} | {len(own)} |")
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ from lab.studies import (
     default,
     default_ingredients,
     few_images,
+    few_labels,
     field_ideas,
     field_lr,
     field_search,
@@ -49,7 +50,7 @@ STUDIES = (
     ingredients, sqrtkl_where, bank_spectrum, recipe, negatives, cheaper_bank, field_lr, field_ideas, growing_views,
     data_efficiency, model_efficiency, transfer, paper_scale, search, cures, spectrum,
     ageing, default, default_ingredients, few_images, field_search, finalists, harder_views, hour, one_window,
-    photo_settings, photos, quality, cells,
+    photo_settings, photos, quality, cells, few_labels,
 )  # fmt: skip
 TWICE = {fig5_lambda.name("T = 1", 0), fig3_convergence.WITHOUT}  # the same run in the bank's picture at paper scale
 
@@ -124,6 +125,28 @@ def test_what_little_data_will_do_is_measured_and_drawn(tiny, tmp_path, forked_s
     assert (tmp_path / "x.png").stat().st_size > 10_000
     lines = data_efficiency.table(runs).splitlines()
     assert [line.split(" | ")[1] for line in lines[2:]] == ["ours", "SimCLR", "from scratch"]
+    assert [line.split(" | ")[5] == "-" for line in lines[2:]] == [False, False, True], "it has no frozen features"
+
+
+def test_few_labels_are_measured_by_two_classifiers_over_many_draws(tiny):
+    checkpoint = read_checkpoint(train(lab(tiny(epochs=1)))["out"])
+    dataset = load_dataset(lab(tiny()))
+    final = few_labels.measure(checkpoint, dataset)
+    assert set(final) == {"knn", "linear", "few_probe", "few_mean"} and all(0 < value < 1 for value in final.values())
+    assert final["few_probe"] < final["linear"], "one label per class is too few"
+    runs = invented(few_labels)
+    for run in runs:
+        run["final"] |= {"few_probe": 0.25, "few_mean": 0.3}
+    assert "| ours, twice the epochs | 25.0 ± 0.0 | 30.0 ± 0.0 | 46.0 ± 1.0 | 41.0 ± 1.0 | 3 |" in few_labels.table(
+        runs
+    )
+
+
+def test_the_nearest_class_mean_is_that_of_the_largest_cosine():
+    train_ = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1], [1.0, -0.1], [0.0, 1.0], [-1.0, 0.0]]), dim=1)
+    labels, test = torch.tensor([3, 3, 7, 9]), torch.tensor([[1.0, 0.2], [0.1, 1.0], [-0.6, 0.8], [0.0, -1.0]])
+    assert few_labels.nearest_mean(train_, labels, test, torch.tensor([3, 7, 7, 9])) == 0.75
+    assert few_labels.nearest_mean(train_, labels, test[:3], torch.tensor([3, 7, 7])) == 1.0
 
 
 def test_the_title_of_little_data_names_the_largest_and_the_smallest_gain():
