@@ -12,8 +12,7 @@ import torch
 from matplotlib import pyplot as plt
 
 BLUE, ORANGE, GREEN, GREY, PURPLE = "#0072b2", "#d55e00", "#009e73", "#666666", "#cc79a7"  # Okabe and Ito's
-SKY = "#56b4e9"
-MARKERS = {BLUE: "o", ORANGE: "s", GREEN: "^", GREY: "d", PURPLE: "v", SKY: "P"}
+MARKERS = {BLUE: "o", ORANGE: "s", GREEN: "^", GREY: "d", PURPLE: "v"}
 FIGURES = {"linear": "linear probe, top-1 %", "knn": "kNN (k = 200), top-1 %"}
 
 plt.rcParams.update({

@@ -7,8 +7,7 @@ docs/derivations.md, section 10: with tau = 0.2 and lambda = 20 at T = 1, SqrtKL
 tau' = 0.143 with 0.71 times the gradient. All runs have NPID's rule, in which tau has no part.
 "Scaled" divides the weight decay by the factor as well, so that SGD makes the scaled gradient's
 steps. At T = tau SqrtKL is a confidence penalty, which for a small lambda acts as a lower
-temperature too, whatever P is: tau' = 0.133. SqrtKL's softmax runs over all rows and NCE's over K
-of them: the last point takes that difference away.
+temperature too, whatever P is: the last point, with tau' = 0.133.
 """
 
 import sys
@@ -22,7 +21,6 @@ from lab.train import LabConfig
 LAM = 20.0
 PLAIN, WITH = "τ = 0.2", "τ = 0.2, SqrtKL with λ = 20"
 LOWER, SCALED = "τ' = 0.143", "τ' = 0.143, gradient scaled by 0.71"
-ALL = "τ' = 0.143, softmax over all rows"
 PENALTY = "τ = 0.2, SqrtKL with λ = 1 and T = τ"
 
 
@@ -42,7 +40,6 @@ def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
         LOWER: replace(base, temperature=lower),
         SCALED: replace(base, temperature=lower, lr=factor * base.lr, weight_decay=base.weight_decay / factor),
         PENALTY: replace(base, lam=1.0, kl_temperature=base.temperature),
-        ALL: replace(base, temperature=lower, negatives=0),
     }
 
 
