@@ -9,8 +9,8 @@ At --scale laptop the time is the number of views at the images/s of
 `python -m lab.studies.throughput figure3 --device cpu`, so it does not depend on where the runs
 were made, or on what else ran.
 
-The paper's claim: with SqrtKL the same network needs fewer epochs, because every row gets a gradient
-in every step. With K sampled negatives only a step's rows do.
+The paper's claim: with SqrtKL the same network needs fewer epochs, because every row gets a
+gradient in every step. With K sampled negatives only a step's rows do.
 """
 
 import sys
