@@ -4,7 +4,9 @@
     python -m lab.studies.model_efficiency --data-dir my_cifar10 --seeds 0   hours on two cores
     python -m lab.studies.model_efficiency --scale paper                     CIFAR-10, one GPU
 
-Every method sees the same number of views: a two-branch method runs for half the epochs.
+Every method sees the same number of views: a two-branch method runs for half the epochs. The table
+says what the backbone's passes take in all, heads and Muon not counted. Seconds would compare the
+machines and what else ran.
 """
 
 import sys
@@ -14,7 +16,7 @@ from figures import plots
 from figures.field import BEST, NAMES, base_of, contestant, lasting
 from figures.sweep import figure, spread
 from lab.backbones import ARCHITECTURES, build_backbone
-from lab.studies.sslight import multiply_adds
+from lab.studies.sslight import multiply_adds, work
 from lab.train import LabConfig
 
 
@@ -34,6 +36,12 @@ def cost(config: dict) -> tuple[float, float]:
     arch, size, width = config["arch"], config["size"], config["width"]
     parameters = sum(p.numel() for p in build_backbone(arch, size, width or None).parameters())
     return parameters / 1e6, multiply_adds(arch, size, width, size) / 1e6
+
+
+def total(config: dict) -> float:
+    """TFLOP of a run's passes through the backbone, two for a multiply-add."""
+    steps = config["epochs"] * (config["subset"] // config["batch_size"])
+    return 2 * work(LabConfig(**config)) * steps * config["batch_size"] / 1e12
 
 
 def draw(runs: list[dict], path) -> None:
@@ -56,18 +64,16 @@ def table(runs: list[dict]) -> str:
     """Markdown: a line per backbone and method."""
     lines = [
         "| backbone | parameters, M | multiply-adds per view, M | method "
-        "| linear | kNN (k = 200) | training, s | seeds |",
+        "| linear | kNN (k = 200) | backbone, TFLOP | seeds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(run["name"] for run in runs):
         own = [run for run in runs if run["name"] == name]
         arch, method = name.split(", ", 1)
         parameters, madds = cost(own[0]["config"])
-        seconds = sum(run["epochs"][-1]["seconds"] for run in own) / len(own)
-        accuracies = f"{spread(runs, name, 'linear')} | {spread(runs, name, 'knn')}"
-        lines.append(
-            f"| {arch} | {parameters:.2f} | {madds:.0f} | {method} | {accuracies} | {seconds:.0f} | {len(own)} |"
-        )
+        cells = [arch, f"{parameters:.2f}", f"{madds:.0f}", method, *(spread(runs, name, k) for k in ("linear", "knn"))]
+        cells += [f"{total(own[0]['config']):.1f}", str(len(own))]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
