@@ -46,7 +46,7 @@ from plumbing.devices import hardware, pick_device, pick_precision
 from plumbing.files import Dataset
 from plumbing.outputs import locked, output, replacing
 from plumbing.runs import read_checkpoint
-from train import RECIPES, load_dataset
+from train import RECIPES, Pretraining, load_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "figures" / "results"
@@ -215,6 +215,8 @@ def step_costs(config: LabConfig, dataset: Dataset) -> dict[str, float]:
     def step_of(config: LabConfig):
         learner = build(config, len(dataset.train), device)
         learner.encoder.train()
+        if isinstance(learner, Pretraining):
+            learner.bank.enter(order)  # a window starts empty
         return lambda: learner.step(pixels, index, config.lr)
 
     counted = flops(step_of(replace(config, compile=False)))  # the counter cannot see into compiled code

@@ -105,15 +105,16 @@ def samplings(runs: list[dict]) -> list[str]:
 
 def draw(runs: list[dict], path) -> None:
     backbones = kinds(runs)
-    size = (4.5 + 3.2 * len(backbones), 8.5)
+    widths = [len(methods) + 1 for methods in backbones.values()]
     picture, axes = plots.plt.subplots(
-        3, len(backbones), figsize=size, constrained_layout=True, squeeze=False, sharex="col"
-    )
+        3, len(backbones), figsize=(2.5 + sum(widths), 8.5), constrained_layout=True, squeeze=False, sharex="col",
+        width_ratios=widths,
+    )  # fmt: skip
     for row, (key, words) in zip(axes, FIGURES.items()):
         for axis, (arch, methods) in zip(row, backbones.items()):
             for i, (sampling, colour) in enumerate(zip(samplings(runs), plots.MARKERS)):
                 values = [plots.percent(runs, f"{arch}, {method}: {sampling}", key) for method in methods]
-                x = [place + 0.16 * (i - 1.5) for place in range(len(methods))]
+                x = [place + 0.16 * (i - 1) for place in range(len(methods))]
                 for place, seeds in zip(x, values):
                     axis.plot([place] * len(seeds), seeds, ".", color=colour, alpha=0.4, markersize=4)
                 axis.errorbar(
@@ -121,6 +122,7 @@ def draw(runs: list[dict], path) -> None:
                     marker=plots.MARKERS[colour], color=colour, capsize=2, label=sampling,
                 )  # fmt: skip
             axis.set_xticks(range(len(methods)), [method.replace(", ", "\n") for method in methods])
+            axis.set_xlim(-0.6, len(methods) - 0.4)
             axis.grid(False, axis="x")
         row[0].set_ylabel(f"{words}, top-1 %")
     for axis, arch in zip(axes[0], backbones):

@@ -411,8 +411,11 @@ def test_a_method_gets_what_the_search_chose_for_it_and_smaller_batches_a_rate_t
 
 def test_a_run_can_be_measured_for_what_its_step_costs(tiny, tmp_path, forked_sweep):
     points = {"ours": lab(tiny(epochs=1)), "byol": lab(tiny(epochs=1), method="byol")}
+    points["a window"] = lab(tiny(epochs=2, window=64, visits=2))
     runs = sweeper.sweep(tmp_path / "x.json", points, seeds=(0,), jobs=1, costs=True)
-    assert [run["method"] for run in runs] == ["ours", "byol"] and 0 < runs[0]["step_mib"] < runs[1]["step_mib"]
+    assert [run["method"] for run in runs] == ["ours", "byol", "ours"]
+    assert runs[2]["gflop"] == pytest.approx(runs[0]["gflop"], rel=0.05), "its bank is a little smaller"
+    assert 0 < runs[0]["step_mib"] < runs[1]["step_mib"]
     assert 0 < 2 * runs[0]["gflop"] < runs[1]["gflop"], "two views, and a teacher"
 
 
