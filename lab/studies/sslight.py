@@ -1,23 +1,14 @@
 """View sampling on small networks: two global crops, multi-crop and SSLight's crops, five methods.
 
     python -m lab.studies.sslight --scale demo            shapes, resnet18 alone, a few minutes
-    python -m lab.studies.sslight --data-dir my_cifar10   about six hours on two cores
+    python -m lab.studies.sslight --data-dir my_cifar10   about three hours on two cores
     python -m lab.studies.sslight --scale paper           CIFAR-10, 200 epochs, one GPU
 
 All runs have the default recipe's optimiser, and at cpu scale at least 2 000 steps. The samplings
 see an image equally often, so the ones with local crops cost more arithmetic: the table says how
-much. The estimate for cpu, in seconds of one core, is from timed steps (CELLS; ours and DINO, AMD
-EPYC, 2026-11-26). The other methods are counted as one of these two:
-
-    resnet18, 32 images      a step of two crops, multi-crop, SSLight's crops
-      ours, SimCLR, SwAV     0.15, 0.25, 0.32: 1 470 s for 2 046 steps of all three
-      MoCo, DINO             0.22, 0.37, 0.42: 2 070 s
-    mobilenet_v2, 16 images
-      DINO                   0.40, 0.77, 0.77: 3 900 s for 2 000 steps of all three
-
-That is 12 400 s per seed: with three seeds 5.2 hours of two cores. The evaluations are not in it.
-mobilenet_v2 has one method, because its steps are that slow. They were timed with 32 images, and
-halved; multi-crop's was not timed and is taken to be SSLight's.
+much. At cpu scale a run of resnet18 takes 2 to 9 minutes of one core and one of mobilenet_v2 9 to
+18, though its steps have half as many images: so it has one method. All 54 runs took 5.3 hours of
+one core, evaluations not counted.
 """
 
 import sys
