@@ -17,9 +17,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from figures import plots
@@ -73,11 +70,11 @@ def rate_of(runs: list[dict], name: str) -> float | None:
     return measured_rate(rates(), name, next(run["config"] for run in runs if run["name"] == name))
 
 
-def clock(runs: list[dict], name: str) -> Tensor:
-    """Seconds of training after each epoch: by the measured rate, else by the clock."""
-    rate, run = rate_of(runs, name), next(run for run in runs if run["name"] == name)
+def clock(runs: list[dict], name: str):
+    """Seconds of training (E,) after each epoch: by the measured rate, else by the clock."""
+    rate, batch = rate_of(runs, name), next(run["config"]["batch_size"] for run in runs if run["name"] == name)
     if rate:
-        return torch.tensor([row["step"] * run["config"]["batch_size"] / rate for row in run["epochs"]])
+        return plots.history(runs, name, "step").mean(0) * batch / rate
     return plots.history(runs, name, "seconds").mean(0)
 
 

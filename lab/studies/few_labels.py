@@ -38,7 +38,7 @@ COLUMNS = {
 
 def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
     rows = data_efficiency.points(base, scale)
-    plain = {method: rows[f"{NAMES[method]}, {IMAGES[scale]} images"] for method in METHODS}
+    usual = {method: rows[f"{NAMES[method]}, {IMAGES[scale]} images"] for method in METHODS}
     warm = {"ours": dict(temperature=WARMER), "simclr": dict(branch_setting=WARMER)}
     changes = {
         "": lambda method, config: config,
@@ -46,7 +46,7 @@ def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
         f", temperature {WARMER}": lambda method, config: replace(config, **warm[method]),
     }
     return {
-        f"{NAMES[method]}{words}": changed(method, plain[method])
+        f"{NAMES[method]}{words}": changed(method, usual[method])
         for words, changed in changes.items()
         for method in METHODS
     }
