@@ -93,13 +93,13 @@ class Protocols:
 
 
 def few_labels(
-    train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, share: float, draws: int = 5
+    train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, share: float, draws: int = 5, probe=linear_probe
 ) -> tuple[float, float]:
-    """Mean and standard deviation of the linear probe over draws of `share` of the labels."""
+    """Mean and standard deviation of a probe's accuracy over draws of `share` of the labels."""
     accuracies = []
     for draw in range(draws):
         chosen = draw_labels(labels, share, draw)
-        accuracies.append(linear_probe(train[chosen], labels[chosen], test, truth))
+        accuracies.append(probe(train[chosen], labels[chosen], test, truth))
     accuracies = torch.tensor(accuracies)
     return accuracies.mean().item(), accuracies.std().item()
 

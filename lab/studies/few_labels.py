@@ -21,7 +21,7 @@ from torch import Tensor
 from eval_linear import evaluate, linear_probe
 from figures.field import NAMES
 from figures.sweep import figure, spread
-from lab.evaluate import draw_labels
+from lab.evaluate import few_labels
 from lab.studies import data_efficiency
 from lab.train import LabConfig
 from plumbing.files import Dataset
@@ -60,12 +60,8 @@ def measure(checkpoint: dict, dataset: Dataset) -> dict:
 def few(encoder, dataset: Dataset, size: int, train: Tensor, test: Tensor) -> dict:
     """Mean accuracies of two classifiers of features (N, F) over draws of 1 % of the labels."""
     labels, truth = dataset.labelled.labels.cpu(), dataset.test.labels.cpu()
-    probe, mean = [], []
-    for draw in range(DRAWS):
-        chosen = draw_labels(labels, SHARE, draw)
-        probe.append(linear_probe(train[chosen], labels[chosen], test, truth))
-        mean.append(nearest_mean(train[chosen], labels[chosen], test, truth))
-    return {"few_probe": sum(probe) / DRAWS, "few_mean": sum(mean) / DRAWS}
+    probes = {"few_probe": linear_probe, "few_mean": nearest_mean}
+    return {key: few_labels(train, labels, test, truth, SHARE, DRAWS, probe)[0] for key, probe in probes.items()}
 
 
 def nearest_mean(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> float:
