@@ -93,10 +93,13 @@ class Protocols:
 
 
 def few_labels(
-    train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, share: float, draws: int = 5, probe=linear_probe
+    train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, share: float, draws: int = 5, probe=None
 ) -> tuple[float, float]:
-    """Mean and standard deviation of a probe's accuracy over draws of `share` of the labels."""
-    accuracies = []
+    """Mean and standard deviation of a probe's accuracy over draws of `share` of the labels.
+
+    probe is called as `linear_probe`, which it is unless given.
+    """
+    probe, accuracies = probe or linear_probe, []
     for draw in range(draws):
         chosen = draw_labels(labels, share, draw)
         accuracies.append(probe(train[chosen], labels[chosen], test, truth))
