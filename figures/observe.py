@@ -49,30 +49,37 @@ def reach(similarity: Tensor, target: Tensor, config: Config) -> tuple[float, fl
     return (pushed / total).mean().item(), perplexity(others / pushed[:, None]).mean().item()
 
 
-def fitted_temperature(similarity: Tensor, target: Tensor, rows: Tensor, config: Config) -> dict:
+def fitted_temperature(z: Tensor, target: Tensor, rows: Tensor, config: Config) -> dict:
     """The tau' at which NCE alone has the gradient of NCE with SqrtKL; see docs/derivations.md, 10.
 
-    similarity (B, N) are the cosines of B views with rows (N, D), target (B,) their own columns.
-    Gradients are those with respect to z. Returns tau' with the largest mean cosine over the views,
-    among 61 values from a quarter of tau to twice tau, that cosine, and the ratio of lengths.
+    z (B, D) are unit vectors of B views, rows (N, D) the bank's, target (B,) the views' own rows.
+    Compared are the gradients that reach the encoder: those with respect to z, at a right angle to
+    z. "tau" has the largest mean cosine over the views, among 61 values from a quarter of tau to
+    twice tau. "tau_cosine" is that cosine, "tau_length" the ratio of lengths, and "tau_before" the
+    cosine with NCE's gradient at tau itself.
     """
-    both = _pull(similarity, target, rows, config.temperature, config)  # (B, D)
-    fits = []
-    for factor in torch.logspace(-2, 1, 61, base=2).tolist():
-        alone = _pull(similarity, target, rows, factor * config.temperature)
-        fits.append((torch.cosine_similarity(both, alone).mean().item(), factor * config.temperature, alone))
-    cosine, tau, alone = max(fits, key=lambda fit: fit[0])
-    length = (both.norm(dim=1) / alone.norm(dim=1)).mean().item()
-    return {"tau": round(tau, 4), "tau_cosine": round(cosine, 5), "tau_length": round(length, 3)}
+    both = _pull(z, target, rows, config.temperature, config)  # (B, D)
+
+    def fit(tau: float) -> tuple[float, float, float]:
+        alone = _pull(z, target, rows, tau)
+        length = (both.norm(dim=1) / alone.norm(dim=1)).mean().item()
+        return torch.cosine_similarity(both, alone).mean().item(), tau, length
+
+    cosine, tau, length = max(fit(factor * config.temperature) for factor in torch.logspace(-2, 1, 61, base=2).tolist())
+    before, *_ = fit(config.temperature)
+    figures = dict(tau=round(tau, 4), tau_cosine=round(cosine, 5), tau_length=round(length, 3))
+    return figures | {"tau_before": round(before, 5)}
 
 
-def _pull(similarity: Tensor, target: Tensor, rows: Tensor, temperature: float, config: Config | None = None) -> Tensor:
-    """The gradient (B, D) with respect to z of NCE, with SqrtKL if config is given."""
-    similarity = similarity.detach().float().requires_grad_()
+def _pull(z: Tensor, target: Tensor, rows: Tensor, temperature: float, config: Config | None = None) -> Tensor:
+    """The gradient (B, D) of NCE, with SqrtKL if config is given: what is at a right angle to z."""
+    z = z.detach().float().requires_grad_()
+    similarity = z @ rows.float().T  # (B, N)
     loss = nce(similarity, target, temperature)
     if config:
         loss = loss + config.lam * sqrt_kl(similarity, config.kl_temperature)
-    return torch.autograd.grad(loss, similarity)[0] @ rows.float()
+    (gradient,) = torch.autograd.grad(loss, z)
+    return gradient - (gradient * z.detach()).sum(1, keepdim=True) * z.detach()
 
 
 def last_pulls(config: Config, count: int, step: int) -> Tensor:
@@ -149,7 +156,8 @@ class Watch:
         torch.manual_seed(0)  # the same views every time; the next training step seeds anew
         run.encoder.eval()
         with torch.no_grad():
-            similarity = run.bank.similarity(run.encoder(run.augment(pixels)).float())  # (B, N)
+            z = run.encoder(run.augment(pixels)).float()  # (B, D)
+            similarity = run.bank.similarity(z)  # (B, N)
         run.encoder.train()
         own = run.bank.locate(index)
         shares = spectrum(run.bank.weight)
@@ -160,7 +168,7 @@ class Watch:
             )
         )
         if due and run.config.lam:
-            row |= fitted_temperature(similarity[:64], own[:64], run.bank.weight, run.config)
+            row |= fitted_temperature(z[:64], own[:64], run.bank.weight, run.config)
         row["rank"] = round(perplexity(shares).item(), 2)
         row["spectrum"] = [float(f"{shares[r - 1]:.3g}") for r in RANKS if r <= len(shares)]
         row["variance"] = round(1 - run.bank.weight.mean(0).square().sum().item(), 4)

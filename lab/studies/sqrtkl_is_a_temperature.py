@@ -43,16 +43,22 @@ def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
     }
 
 
+def fitted(runs: list[dict], name: str) -> list[dict]:
+    """The runs of a point in which the temperature was fitted: not all were watched for it."""
+    return [run for run in runs if run["name"] == name and any("tau_before" in row for row in run["epochs"])]
+
+
 def table(runs: list[dict]) -> str:
     """Markdown: accuracies over the seeds, and the temperature that SqrtKL acts as."""
-    lines = ["| | linear | kNN (k = 200) | fitted τ', first to last look | cosine there | length ratio |"]
-    lines.append("|---" * 6 + "|")
+    lines = ["| | linear | kNN (k = 200) | fitted τ', first to last look | cosine there | at τ | length ratio |"]
+    lines.append("|---" * 7 + "|")
     for name in dict.fromkeys(run["name"] for run in runs):
         cells = [name, *(spread(runs, name, key) for key in ("linear", "knn"))]
-        if any("tau" in row for run in runs if run["name"] == name for row in run["epochs"]):
-            fits = {key: plots.history(runs, name, key).mean(0) for key in ("tau", "tau_cosine", "tau_length")}
-            cells += [f"{x[0]:.3f} to {x[-1]:.3f}" for x in fits.values()]
-        lines.append(f"| {' | '.join(cells + [''] * (6 - len(cells)))} |")
+        if fits := fitted(runs, name):
+            for key in ("tau", "tau_cosine", "tau_before", "tau_length"):
+                values = plots.history(fits, name, key).mean(0)
+                cells.append(f"{values[0]:.3f} to {values[-1]:.3f}")
+        lines.append(f"| {' | '.join(cells + [''] * (7 - len(cells)))} |")
     return "\n".join(lines)
 
 
@@ -62,16 +68,18 @@ def draw(runs: list[dict], path) -> None:
         own = [run for run in runs if run["name"] == name]
         looked = [row["epoch"] for row in own[0]["epochs"] if "knn" in row]
         plots.band(axes[0], looked, 100 * plots.history(runs, name, "knn"), colour, name)
-        if name in (WITH, PENALTY):
-            looked = [row["epoch"] for row in own[0]["epochs"] if "tau" in row]
-            plots.band(axes[1], looked, plots.history(runs, name, "tau"), colour, name)
-            plots.band(axes[2], looked, plots.history(runs, name, "tau_cosine"), colour, name)
+        if fits := fitted(runs, name):
+            looked = [row["epoch"] for row in fits[0]["epochs"] if "tau" in row]
+            plots.band(axes[1], looked, plots.history(fits, name, "tau"), colour, name)
+            plots.band(axes[2], looked, plots.history(fits, name, "tau_cosine"), colour, name)
+            plots.band(axes[2], looked, plots.history(fits, name, "tau_before"), colour, "at τ itself", ":")
     axes[0].set(xlabel="epoch", ylabel="kNN (k = 200), top-1 %")
     axes[1].axhline(acts_as(0.2, LAM), color=plots.GREY, linestyle=":", label="predicted τ' for T = 1")
     axes[1].set(xlabel="epoch", ylabel="τ' that fits the gradient best")
     axes[2].set(xlabel="epoch", ylabel="cosine with NCE's gradient at τ'")
     for axis in axes:
-        axis.legend(fontsize=8)
+        if axis.lines:
+            axis.legend(fontsize=8)
     gains = [plots.change(runs, name, PLAIN, "knn") for name in (WITH, LOWER, SCALED)]
     words = ["SqrtKL", "τ' alone", "τ' with the scaled gradient"]
     title = ", ".join(f"{w} {gain:+.1f} ± {error:.1f}" for w, (gain, error) in zip(words, gains))

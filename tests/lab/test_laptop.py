@@ -6,9 +6,8 @@ import pytest
 import torch
 from invented import base, invented, points_can_be_run
 
-from figures import fig3_convergence, fig4_momentum, fig5_lambda, plots
+from figures import fig3_convergence, fig4_momentum, fig5_lambda, observe, plots
 from figures import sweep as sweeper
-from figures.observe import fitted_temperature
 from lab.studies import sqrtkl_is_a_temperature as study
 from train import Config
 
@@ -88,11 +87,20 @@ def test_the_temperature_that_sqrtkl_acts_as_is_found_in_a_gradient():
     z = torch.nn.functional.normalize(rows[target] + 0.3 * torch.randn(40, 32, generator=generator) * scales, dim=1)
     for lam in (5.0, 10.0):
         config = Config(temperature=0.5, lam=lam, kl_temperature=1.0)
-        fit = fitted_temperature(z @ rows.T, target, rows, config)
+        fit = observe.fitted_temperature(z, target, rows, config)
         assert fit["tau"] == pytest.approx(study.acts_as(0.5, lam), rel=0.12)
         assert fit["tau_cosine"] > 0.995 and fit["tau_length"] == pytest.approx(fit["tau"] / 0.5, rel=0.12)
-    alone = fitted_temperature(z @ rows.T, target, rows, Config(temperature=0.5, lam=0.0))
-    assert (alone["tau"], alone["tau_cosine"], alone["tau_length"]) == (0.5, 1.0, 1.0)
+        assert 1 - fit["tau_before"] > 10 * (1 - fit["tau_cosine"])  # τ itself fits worse
+    alone = observe.fitted_temperature(z, target, rows, Config(temperature=0.5, lam=0.0))
+    assert (alone["tau"], alone["tau_cosine"], alone["tau_length"], alone["tau_before"]) == (0.5, 1.0, 1.0, 1.0)
+
+
+def test_gradients_are_compared_at_a_right_angle_to_z():
+    """What pulls a unit vector along itself does not reach the encoder."""
+    z = torch.nn.functional.normalize(torch.randn(8, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    rows = torch.nn.functional.normalize(torch.randn(200, 16, generator=torch.Generator().manual_seed(1)), dim=1)
+    pull = observe._pull(z, torch.arange(8), rows, 0.2, Config(temperature=0.2, lam=20.0, kl_temperature=1.0))
+    assert (pull * z).sum(1).abs().max() < 1e-5 < 0.1 < pull.norm(dim=1).min()
 
 
 def test_the_scaled_point_makes_the_steps_of_the_scaled_gradient():
@@ -112,9 +120,9 @@ def test_the_table_has_the_fitted_temperature(tmp_path):
     for run in runs:
         if run["name"] == study.WITH:
             for row in run["epochs"][1::2]:
-                row |= {"tau": 0.15, "tau_cosine": 0.999, "tau_length": 0.7}
+                row |= {"tau": 0.15, "tau_cosine": 0.999, "tau_before": 0.9, "tau_length": 0.7}
     lines = study.table(json.loads(json.dumps(runs))).splitlines()
     (line,) = [line for line in lines if line.startswith(f"| {study.WITH} ")]
-    assert line.endswith("| 0.150 to 0.150 | 0.999 to 0.999 | 0.700 to 0.700 |")
-    assert all(line.count("|") == 7 for line in lines)
+    assert line.endswith("| 0.150 to 0.150 | 0.999 to 0.999 | 0.900 to 0.900 | 0.700 to 0.700 |")
+    assert all(line.count("|") == 8 for line in lines)
     study.draw(runs, tmp_path / "x.png")
