@@ -96,7 +96,7 @@ def knn_monitor(encoder: Encoder, dataset: Dataset, config: dict, device, k: int
     size, measured = eval_side(config, dataset.test), []
     for images, count in zip((dataset.labelled, dataset.test), most):
         images = images.take(random_images(images, count))
-        measured += [extract(encoder, images, size, device), images.labels.cpu()]
+        measured += [extract(encoder, images, size, device).to(device), images.labels.to(device)]
     return knn(*measured, neighbours(k, measured[1]))
 
 
@@ -123,7 +123,8 @@ def evaluate(
             train, test = raw_pixels(dataset.labelled, size), raw_pixels(dataset.test, size)
         else:
             ready(encoder, device, dataset.labelled if name == "untrained" else None, size)
-            train, test = (extract(encoder, images, size, device, quiet) for images in (dataset.labelled, dataset.test))
+            of, parts = "" if quiet else name, (dataset.labelled, dataset.test)
+            train, test = (extract(encoder, images, size, device, of) for images in parts)
         right = knn(train, labels, test, truth, k, score=torch.eq), linear_probe(train, labels, test, truth, torch.eq)
         results[name] = figures(*right, truth) | (more(encoder, dataset, size, train, test) if more else {})
     return results | ({"majority": majority(labels, truth)} if controls else {})

@@ -12,13 +12,16 @@ from plumbing.outputs import replacing
 
 
 @torch.no_grad()
-def extract(encoder, images: Images, size: int, device, quiet: bool = True) -> Tensor:
-    """Frozen features (N, F) float32 on the CPU: the backbone evaluated on whole images."""
+def extract(encoder, images: Images, size: int, device, of: str = "") -> Tensor:
+    """Frozen features (N, F) float32 on the CPU: the backbone evaluated on whole images.
+
+    A progress bar says what they are the features `of`; none if that is empty.
+    """
     was_training = encoder.training
     encoder.eval()
     features = []
-    words = {"desc": "features", "unit": " images", "unit_scale": True, "leave": False}
-    with tqdm(total=len(images), disable=quiet or None, **words) as bar:
+    words = {"desc": f"features, {of}", "unit": " images", "unit_scale": True, "leave": False}
+    with tqdm(total=len(images), disable=None if of else True, **words) as bar:
         for pixels, index in images.batches(torch.arange(len(images)), 500, device):
             features.append(encoder.features(whole_image(pixels, size)).cpu())  # (B, F)
             bar.update(len(index))
@@ -88,7 +91,7 @@ def save_features(encoder, dataset: Dataset, config: dict, args) -> None:
     features, paths, labels = [], [], []
     for name, images in (("train", dataset.train), ("test", dataset.test)):
         if images:
-            features.append(extract(encoder, images, size, device, quiet=False))
+            features.append(extract(encoder, images, size, device, name))
             paths += images.names() if images.paths else [f"{name}/{i}" for i in range(len(images))]
             known = images if images.labels is not None else dataset.labelled  # these come first, or are others
             own = known is images or (known and known.paths and known.paths == images.paths[: len(known)])
