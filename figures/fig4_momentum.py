@@ -41,7 +41,7 @@ def repeated(runs: list[dict]) -> list[str]:
 
 
 def best(runs: list[dict], words: str) -> float:
-    return max(MOMENTA, key=lambda m: plots.percent(runs, name(words, m), "knn").mean())
+    return plots.highest(runs, {m: name(words, m) for m in MOMENTA})
 
 
 def draw(runs: list[dict], path) -> None:

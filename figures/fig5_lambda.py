@@ -48,13 +48,12 @@ def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
 def shown(runs: list[dict]) -> tuple[list[str], list[float]]:
     """The lines of the picture, and their lambdas."""
     names = {run["name"] for run in runs}
-    words = [w for w in (*LINES, *LAPTOP_LINES) if name(w, LAMBDAS[-1]) in names]
-    return words, [lam for lam in LAMBDAS if name(words[0], lam) in names]
+    words = [w for w in (*LINES, *LAPTOP_LINES) if any(name(w, lam) in names for lam in LAMBDAS[1:])]
+    return words, [lam for lam in LAMBDAS if any(name(w, lam) in names for w in words)]
 
 
 def best(runs: list[dict], words: str) -> float:
-    lambdas = shown(runs)[1][1:]
-    return max(lambdas, key=lambda lam: plots.percent(runs, name(words, lam), "knn").mean())
+    return plots.highest(runs, {lam: name(words, lam) for lam in shown(runs)[1][1:]})
 
 
 def repeated(runs: list[dict]) -> list[str]:

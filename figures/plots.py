@@ -27,14 +27,23 @@ def percent(runs: list[dict], name: str, key: str) -> torch.Tensor:
     return torch.tensor([100 * run["final"][key] for run in own], dtype=torch.float64)
 
 
+def highest(runs: list[dict], names: dict, key: str = "knn"):
+    """The key of `names` whose point has the highest mean, among the points that have runs."""
+    there = {run["name"] for run in runs}
+    return max(names, key=lambda k: percent(runs, names[k], key).mean().item() if names[k] in there else -1.0)
+
+
 def deviation(values: torch.Tensor) -> float:
     return values.std().item() if len(values) > 1 else 0.0
 
 
 def change(runs: list[dict], name: str, other: str, key: str) -> tuple[float, float]:
-    """How much higher point `name` is than `other`, in percent points, and the standard error."""
+    """How much higher point `name` is than `other`, in percent points, and the standard error.
+
+    Without runs of one of them the difference is nan: a sweep may be drawn before it is complete.
+    """
     a, b = percent(runs, name, key), percent(runs, other, key)
-    error = (deviation(a) ** 2 / len(a) + deviation(b) ** 2 / len(b)) ** 0.5
+    error = sum(deviation(x) ** 2 / max(len(x), 1) for x in (a, b)) ** 0.5
     return (a.mean() - b.mean()).item(), error
 
 

@@ -433,7 +433,11 @@ def figure(
         run_all = partial(sweep, args.results, jobs=args.jobs, keep=args.keep, make=not args.redraw, **options)
         runs = run_all(chosen, args.seeds[:1] if fewer else args.seeds)
         if fewer and args.seeds[1:]:
-            runs += run_all({name: chosen[name] for name in fewer(runs)}, args.seeds[1:])
+            try:
+                runs += run_all({name: chosen[name] for name in fewer(runs)}, args.seeds[1:])
+            except UserError:
+                if not args.redraw:  # else the first seed is all there is
+                    raise
         if draw:
             with replacing(args.picture, "the picture") as place:
                 draw(runs, place)

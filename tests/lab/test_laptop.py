@@ -74,6 +74,22 @@ def test_only_the_ends_and_the_best_points_have_all_seeds(script, count, monkeyp
     assert len(drawn) == len(few) + 2 * len(some) and "1 to 3 seeds" in plots.settings(drawn)
 
 
+@pytest.mark.parametrize("script", (fig4_momentum, fig5_lambda))
+def test_a_sweep_at_the_laptop_scale_is_redrawn_from_what_is_there(script, monkeypatch, tmp_path, capsys):
+    """From the first seed alone, and from a part of its points."""
+    runs = [run for run in invented(script, "laptop") if run["seed"] == 0]
+    monkeypatch.setattr(sweeper, "fingerprint", lambda *_: "")
+    for count in (len(runs), len(runs) - 2, 3):
+        file = tmp_path / str(count) / "r.json"
+        file.parent.mkdir()
+        file.write_text(json.dumps({"runs": [run | {"data": ""} for run in runs[:count]]}))
+        options = ["--scale", "laptop", "--redraw", "--results", str(file)]
+        arguments = dict(laptop=True, repeated=script.repeated)
+        assert sweeper.figure("x", "x", script.points, script.draw, options, **arguments) == 0, capsys.readouterr().err
+        assert file.with_suffix(".png").stat().st_size > 10_000
+        assert len(capsys.readouterr().out.splitlines()) == 3 + count
+
+
 def test_scripts_without_a_laptop_scale_refuse_it(capsys):
     assert sweeper.figure("x", "x", fig3_convergence.points, None, ["--scale", "laptop"]) == 2
     assert "--scale" in capsys.readouterr().err
