@@ -39,6 +39,7 @@ def test_figure_3_compares_both_rules_with_and_without_sqrtkl_for_at_least_100_e
         ),
         (fig4_momentum, ["corrected rule, m = 0.9"], "best at m = 0.9, NPID's rule at m = 0; best against best +10.0"),
         (fig5_lambda, ["τ = 0.2, λ = 20"], "at τ = 0.2 the best λ, 20, changes kNN by +10.0 ± 0.8; at τ = 0.07"),
+        (fig5_lambda, [fig5_lambda.LONGER, "τ = 0.2, λ = 5"], "\nin as much time +0.0 ± 0.8 at τ = 0.2"),
         (study, [study.WITH, study.SCALED], "SqrtKL +10.0 ± 0.8, τ' alone +0.0 ± 0.8, τ' with the scaled"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -51,7 +52,7 @@ def test_a_laptop_picture_s_title_says_what_the_figures_say(script, better, find
     assert finding in titles[0] and (tmp_path / "x.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("script, count", [(fig4_momentum, 6), (fig5_lambda, 6)])
+@pytest.mark.parametrize("script, count", [(fig4_momentum, 6), (fig5_lambda, 7)])
 def test_only_the_ends_and_the_best_points_have_all_seeds(script, count, monkeypatch, tmp_path):
     best = {fig4_momentum: "NPID's rule, m = 0.5", fig5_lambda: "τ = 0.07, λ = 5"}[script]
     ready = invented(script, "laptop", better=[best])
