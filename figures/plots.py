@@ -29,8 +29,8 @@ def percent(runs: list[dict], name: str, key: str) -> torch.Tensor:
 
 def highest(runs: list[dict], names: dict, key: str = "knn"):
     """The key of `names` whose point has the highest mean, among the points that have runs."""
-    there = {run["name"] for run in runs}
-    return max(names, key=lambda k: percent(runs, names[k], key).mean().item() if names[k] in there else -1.0)
+    finished = {run["name"] for run in runs}
+    return max(names, key=lambda k: percent(runs, names[k], key).mean().item() if names[k] in finished else -1.0)
 
 
 def deviation(values: torch.Tensor) -> float:
