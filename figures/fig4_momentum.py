@@ -3,7 +3,7 @@
     python figures/fig4_momentum.py --scale demo            the embedded shapes, a few minutes
     python figures/fig4_momentum.py --data-dir my_cifar10   5 000 images, 40 minutes on two cores
     python figures/fig4_momentum.py --scale paper           CIFAR-10, ResNet-18, 200 epochs, one GPU
-    python figures/fig4_momentum.py --scale laptop --data-dir my_cifar10    50 000 images, 3 hours
+    python figures/fig4_momentum.py --scale laptop --data-dir my_cifar10    50 000 images, 2 hours
 
 At --scale laptop the ends and the best m of each rule have all seeds, the others the first one.
 m = 0 replaces a row by the direction of the step. m = 1 would leave the bank as its first forward

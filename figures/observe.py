@@ -67,8 +67,8 @@ def fitted_temperature(z: Tensor, target: Tensor, rows: Tensor, config: Config) 
 
     cosine, tau, length = max(fit(factor * config.temperature) for factor in torch.logspace(-2, 1, 61, base=2).tolist())
     before, *_ = fit(config.temperature)
-    figures = dict(tau=round(tau, 4), tau_cosine=round(cosine, 5), tau_length=round(length, 3))
-    return figures | {"tau_before": round(before, 5)}
+    cosines = {"tau_cosine": round(cosine, 5), "tau_before": round(before, 5)}
+    return {"tau": round(tau, 4), "tau_length": round(length, 3)} | cosines
 
 
 def _pull(z: Tensor, target: Tensor, rows: Tensor, temperature: float, config: Config | None = None) -> Tensor:

@@ -43,9 +43,9 @@ def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
     }
 
 
-def fitted(runs: list[dict], name: str) -> list[dict]:
-    """The runs of a point in which the temperature was fitted: not all were watched for it."""
-    return [run for run in runs if run["name"] == name and any("tau_before" in row for row in run["epochs"])]
+def watched(runs: list[dict], name: str, key: str) -> list[dict]:
+    """The runs of a point whose looks have the key: "tau_before" was recorded later than "tau"."""
+    return [run for run in runs if run["name"] == name and any(key in row for row in run["epochs"])]
 
 
 def table(runs: list[dict]) -> str:
@@ -54,11 +54,11 @@ def table(runs: list[dict]) -> str:
     lines.append("|---" * 7 + "|")
     for name in dict.fromkeys(run["name"] for run in runs):
         cells = [name, *(spread(runs, name, key) for key in ("linear", "knn"))]
-        if fits := fitted(runs, name):
-            for key in ("tau", "tau_cosine", "tau_before", "tau_length"):
-                values = plots.history(fits, name, key).mean(0)
-                cells.append(f"{values[0]:.3f} to {values[-1]:.3f}")
-        lines.append(f"| {' | '.join(cells + [''] * (7 - len(cells)))} |")
+        for key in ("tau", "tau_cosine", "tau_before", "tau_length"):
+            fits = watched(runs, name, key)
+            values = plots.history(fits, name, key).mean(0) if fits else None
+            cells.append(f"{values[0]:.3f} to {values[-1]:.3f}" if fits else "")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -68,11 +68,11 @@ def draw(runs: list[dict], path) -> None:
         own = [run for run in runs if run["name"] == name]
         looked = [row["epoch"] for row in own[0]["epochs"] if "knn" in row]
         plots.band(axes[0], looked, 100 * plots.history(runs, name, "knn"), colour, name)
-        if fits := fitted(runs, name):
-            looked = [row["epoch"] for row in fits[0]["epochs"] if "tau" in row]
-            plots.band(axes[1], looked, plots.history(fits, name, "tau"), colour, name)
-            plots.band(axes[2], looked, plots.history(fits, name, "tau_cosine"), colour, name)
-            plots.band(axes[2], looked, plots.history(fits, name, "tau_before"), colour, "at τ itself", ":")
+        looks = (1, "tau", name, "-"), (2, "tau_cosine", name, "-"), (2, "tau_before", "at τ itself", ":")
+        for panel, key, label, style in looks:
+            if fits := watched(runs, name, key):
+                looked = [row["epoch"] for row in fits[0]["epochs"] if key in row]
+                plots.band(axes[panel], looked, plots.history(fits, name, key), colour, label, style)
     axes[0].set(xlabel="epoch", ylabel="kNN (k = 200), top-1 %")
     axes[1].axhline(acts_as(0.2, LAM), color=plots.GREY, linestyle=":", label="predicted τ' for T = 1")
     axes[1].set(xlabel="epoch", ylabel="τ' that fits the gradient best")
