@@ -1,4 +1,8 @@
+import os
+import signal
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a test that forks can hang on its threads
 
 import numpy as np
 import pytest
@@ -65,6 +69,14 @@ THREADS = torch.get_num_threads()
 def seeded():
     torch.manual_seed(0)
     torch.set_num_threads(THREADS)  # a sweep sets another number, and rounding depends on it
+
+
+@pytest.fixture
+def hang_up_ends():
+    """SIGHUP as it is outside of nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session", autouse=True)

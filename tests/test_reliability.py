@@ -456,6 +456,7 @@ def test_what_the_machine_lacks_is_one_line(capsys, error, status, words):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("hang_up_ends")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_outside_of_training_is_one_line(capsys, number):
     before = signal.getsignal(number)
@@ -464,6 +465,7 @@ def test_a_signal_outside_of_training_is_one_line(capsys, number):
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.usefixtures("hang_up_ends")
 def test_a_hang_up_is_saved_like_any_other_end(tiny, monkeypatch):
     plain = program.learning_rate
     monkeypatch.setattr(
