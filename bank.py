@@ -2,7 +2,7 @@
 
 The bank is the classifier of instance discrimination: image i is class i, and row w_i is the weight
 vector of class i. The optimiser does not train it. It starts at random (NPID) or from one forward
-pass of the untrained encoder ("feature calibrate"). After each step it follows one of two rules:
+pass of the encoder as it is ("feature calibrate"). After each step it follows one of two rules:
 
     npid       w_y <- normalise(m w_y + (1 - m) z_y)                        the image's own row only
     corrected  w_k <- normalise(m w_k + (1 - m) Σ_i ([k = y_i] - P_k^(i)) z_i)        every row in P
@@ -29,9 +29,9 @@ class MemoryBank(nn.Module):
     start. With window, the rows stand for the images of a window, which change: see `enter`. Raises
     ValueError for values outside these ranges.
 
-    Looking at values stalls a GPU, so there only `init_forward` looks, at which rows were filled.
-    The caller guarantees the rest, which a CPU checks: a finite z, an index inside the bank and
-    columns with every own row. On a GPU `sample` must not get an image twice.
+    Looking at values stalls CUDA, so there only `init_forward` looks, at which rows were filled.
+    The caller guarantees the rest, which other devices check: a finite z, an index inside the bank
+    and columns with every own row. On CUDA `sample` must not get an image twice.
     """
 
     weight: Tensor
@@ -74,19 +74,22 @@ class MemoryBank(nn.Module):
         all rows (None), exactly once; raises ValueError if not. The encoder runs in training mode
         without gradient. Its mode is restored; its BatchNorm statistics keep what they saw.
         """
-        filled = torch.ones(self.size, dtype=torch.long, device=self.weight.device)
-        filled[slice(None) if images is None else self.locate(images.to(filled.device))] = 0
+        filled, wanted = torch.zeros(2, self.size, dtype=torch.long, device=self.weight.device)
+        wanted[slice(None) if images is None else self.locate(images.to(filled.device))] = 1
         was_training = encoder.training
         encoder.train()
-        for views, index in batches:
-            z = F.normalize(encoder(views).float(), dim=1)  # (B, D)
-            self._check(z, index)
-            self.write(index, z)
-            filled.index_add_(0, self.locate(index), torch.ones_like(index))
-        encoder.train(was_training)
-        if (filled != 1).any():
-            row = int((filled != 1).nonzero()[0])
-            raise ValueError(f"batches must cover every row once, but row {row} was filled {int(filled[row])} times")
+        try:
+            for views, index in batches:
+                z = F.normalize(encoder(views).float(), dim=1)  # (B, D)
+                self._check(z, index)
+                self.write(index, z)
+                filled.index_add_(0, self.locate(index), torch.ones_like(index))
+        finally:
+            encoder.train(was_training)
+        if not torch.equal(filled, wanted):
+            row = int((filled != wanted).nonzero()[0])
+            times = f"{int(filled[row])} times, not {int(wanted[row])}"
+            raise ValueError(f"batches must cover every row once, but row {row} was filled {times}")
 
     def write(self, index: Tensor, z: Tensor) -> None:
         """Set the rows of the images index (B,) to z (B, D)."""
@@ -144,7 +147,8 @@ class MemoryBank(nn.Module):
         columns, pull = self._pull(z, index, similarity, columns, target)
         if weight is not None:
             pull *= weight[:, None]
-        rows = (self.weight if columns is None else self.weight.index_select(0, columns)).to(z.dtype)  # (M, D)
+        # (M, D): the bank itself if all of it moves in its own precision, else a copy
+        rows = (self.weight if columns is None else self.weight.index_select(0, columns)).to(z.dtype)
 
         # w_k <- normalise( m w_k + (1 - m) Σ_i ([k = y_i] - P_k^(i)) z_i )    for the M rows k in P
         _add_product(rows, pull.T, z, self.momentum)

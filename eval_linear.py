@@ -107,7 +107,7 @@ def evaluate(
     """Evaluate a checkpoint's backbone: {"trained": {...}, "untrained": {...}, "raw": {...}}.
 
     Each has "knn" and "linear", as fractions of 1; so has "majority", the commonest class's share.
-    k is at most `neighbours`. size 0 is `eval_side`'s. build(config) makes the untrained encoder.
+    k is cut to `neighbours`, size 0 means `eval_side`. build(config) makes the untrained encoder.
     more(encoder or None, dataset, size, train (N, F), test) returns further figures of features.
     """
     config, device = checkpoint["config"], pick_device(device)

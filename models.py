@@ -60,8 +60,8 @@ class Encoder(nn.Module):
 def encoder_of(config: dict) -> Encoder:
     """The encoder of a run before its first step: the same seed gives the same weights."""
     torch.manual_seed(config["seed"])
-    arch, size, width, dim, layers, hidden = (config[k] for k in ("arch", "size", "width", "dim", "layers", "hidden"))
-    return Encoder(arch, size, width or None, dim, layers, hidden)
+    c = config
+    return Encoder(c["arch"], c["size"], c["width"] or None, c["dim"], c["layers"], c["hidden"])
 
 
 def build_resnet(arch: str, size: int, width: int | None = None) -> ResNet:

@@ -61,7 +61,7 @@ class Config(Settings):
     bank_momentum: float = option(0.75, "m of the bank's update", at_least=0, at_most=1)
     bank_init: str = option("forward", "how the bank starts", ("forward", "random"))
     bank_update: str = option("corrected", "how the bank moves", RULES)
-    negatives: int = option(0, "K rows sampled as negatives (0: all rows; so does K = N - batch)", at_least=0)
+    negatives: int = option(0, "K rows sampled as negatives (0, or all beside a batch: all rows)", at_least=0)
     lam: float = option(0.0, "lambda, the weight of SqrtKL", at_least=0)
     kl_temperature: float = option(1.0, "T of SqrtKL's softmax", above=0)
     crop_min: float = option(0.2, "smallest area of a crop, as a share of the image", above=0, at_most=1)
@@ -72,7 +72,7 @@ class Config(Settings):
     cutmix: float = option(0.0, "alpha of CutMix (0: off)", at_least=0)
     window: int = option(1024, "W, the images that train at a time and have rows in the bank (0: all)", at_least=0)
     visits: int = option(16, "r, the passes that an image has in the window", above=0)
-    epochs: int = option(40, "passes over the training images", above=0, at_most=10**6)
+    epochs: int = option(40, "length, in N / batch steps each", above=0, at_most=10**6)
     batch_size: int = option(256, "images per step (BatchNorm needs two)", at_least=2, at_most=2**20)
     optimizer: str = option("muon", "muon: orthogonalised steps of weight matrices", ("sgd", "muon"))
     lr: float = option(0.07, "peak learning rate; Muon's is for matrices, others have twice it", above=0, at_most=1e6)
@@ -223,7 +223,8 @@ def train(
     run, stop = build(config, count, device), stop or SignalCatcher()
     with journal(config, run, dataset.train, resume) as log, stop:
         run.encoder.train()
-        visits, per_pass = min(config.visits, config.epochs), (rows := config.rows(count)) // batch  # the others wait
+        rows, visits = config.rows(count), min(config.visits, config.epochs)
+        per_pass = rows // batch  # steps; the images of an incomplete batch sit this pass out
         passes = dataset.train.read_ahead(windows(count, rows, visits, config.seed, log.step // per_pass))
         while log.step < log.total and not stop.signal:
             number, images, entering = next(passes)
@@ -260,8 +261,8 @@ def figures(run, dataset: Dataset, log: Journal, watch) -> dict:
 
 
 def load_dataset(c: Config) -> Dataset:
-    place, size = (c.dataset, c.data_dir), max(c.size, c.eval_size * 7 // 8)  # decoded sides are 8/7 of it
-    dataset = data.load(*place, size, c.subset, c.holdout, c.cache_gb, c.workers, c.cache_dir, c.fit)
+    size = max(c.size, c.eval_size * 7 // 8)  # decoded sides are 8/7 of it
+    dataset = data.load(c.dataset, c.data_dir, size, c.subset, c.holdout, c.cache_gb, c.workers, c.cache_dir, c.fit)
     c.check_for(len(dataset.train))
     return dataset
 

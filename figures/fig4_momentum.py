@@ -5,7 +5,8 @@
     python figures/fig4_momentum.py --scale paper           CIFAR-10, ResNet-18, 200 epochs, one GPU
     python figures/fig4_momentum.py --scale laptop --data-dir my_cifar10    50 000 images, 2 hours
 
-At --scale laptop the ends and the best m of each rule have all seeds, the others the first one.
+At --scale laptop the ends, the released code's m = 0.5 and the best m of each rule have all seeds,
+the others the first one.
 m = 0 replaces a row by the direction of the step. m = 1 would leave the bank as its first forward
 pass made it.
 """
@@ -20,7 +21,7 @@ from figures import plots
 from figures.sweep import figure
 from lab.train import LabConfig
 
-MOMENTA = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99)
+MOMENTA, RELEASED = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99), 0.5
 RULES = {"corrected": "corrected rule", "npid": "NPID's rule"}
 
 
@@ -37,7 +38,7 @@ def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
 
 
 def repeated(runs: list[dict]) -> list[str]:
-    return [name(words, m) for words in RULES.values() for m in {MOMENTA[0], best(runs, words), MOMENTA[-1]}]
+    return [name(words, m) for words in RULES.values() for m in {MOMENTA[0], RELEASED, best(runs, words), MOMENTA[-1]}]
 
 
 def best(runs: list[dict], words: str) -> float:

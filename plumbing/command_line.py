@@ -165,10 +165,15 @@ class Settings:
             raise UserError(f"--batch-size {self.batch_size} is larger than {images}: try {max(2, count // 2)}")
         if 0 < self.window < self.batch_size:
             raise UserError(f"--window {self.window} is smaller than a batch of {self.batch_size}")
-        others = count - self.batch_size
+        rows = self.rows(count)
+        entering = rows // min(self.visits, self.epochs)
+        if rows < count and entering < 2 and self.bank_init == "forward":
+            images = "one image would enter the window at a time, and BatchNorm needs two"
+            raise UserError(f"--visits {self.visits}: {images}; take at most {rows // 2}")
+        others = rows - self.batch_size
         if self.negatives > others:
-            rows = f"the {others} rows that the bank has beside a batch"
-            raise UserError(f"--negatives {self.negatives} is more than {rows}")
+            beside = f"the {others} rows that the bank has beside a batch"
+            raise UserError(f"--negatives {self.negatives} is more than {beside}")
 
 
 def check_device(name: str) -> None:

@@ -75,6 +75,17 @@ def test_forward_initialisation_refuses_a_row_filled_twice_or_never():
         bank_of().init_forward(Spy(), batches_of(images, torch.cat([torch.arange(N), torch.tensor([4])])))
 
 
+def test_forward_initialisation_of_some_images_refuses_others_and_restores_the_mode():
+    bank, encoder, images = MemoryBank(N, D, window=True), Spy().eval(), torch.randn(N, 3, 2, 2)
+    bank.enter(torch.arange(N))
+    bank.init_forward(encoder, batches_of(images, torch.arange(5)), torch.arange(5))
+    with pytest.raises(ValueError, match="row 5 was filled 1 times, not 0"):
+        bank.init_forward(encoder, batches_of(images, torch.arange(6)), torch.arange(5))
+    with pytest.raises(ValueError, match="an image is not in the window"):
+        bank.init_forward(encoder, [(images[:2], torch.tensor([0, N]))], torch.arange(2))
+    assert not encoder.training, "the mode is restored after an error too"
+
+
 # ------------------------------------------------------------------------------------------ reading
 
 
@@ -171,6 +182,21 @@ def test_a_row_is_pushed_away_from_views_of_other_images_and_pulled_to_its_own()
     bank.update(z[:1], index[:1], before[:1])
     after = bank.similarity(z)
     assert after[0, index[0]] > before[0, index[0]] and after[0, nearest[0]] < before[0, nearest[0]]
+
+
+@pytest.mark.parametrize("m, growth", [(3 / 4, 1.4), (1 / 2, 2.7), (1 / 4, 20)])
+def test_pushes_of_parallel_views_turn_a_row_away_by_e_to_the_rho_in_an_epoch(m, growth):
+    """Views along one direction, P uniform, and a row whose own image is not seen."""
+    count, batch, rho = 10_000, 10, (1 - m) / m
+    bank = MemoryBank(count, 2, m).double()
+    bank.weight.copy_(F.normalize(torch.tensor([1.0, 0.01]).double(), dim=0).expand(count, 2))
+    z, uniform = torch.tensor([[1.0, 0.0]]).double().expand(batch, 2), torch.zeros(batch, count).double()
+    tangents = [0.01]
+    for _ in range(count // batch):
+        bank.update(z, torch.arange(1, 1 + batch), uniform)
+        tangents.append(bank.weight[0, 1].item() / bank.weight[0, 0].item())
+    assert tangents[1] / tangents[0] == pytest.approx(1 / (1 - rho * batch / count))
+    assert tangents[-1] / tangents[0] == pytest.approx(growth, rel=0.02)
 
 
 def test_npids_rule_moves_the_own_row_alone():

@@ -357,6 +357,8 @@ def test_a_backbone_that_the_core_does_not_have_is_evaluated_by_lab(tiny, capsys
         ({"width": 7, "size": 32}, "--width must be 0, the usual one, or at least 8 at --size 32, not 7"),
         ({"width": 8, "size": 48}, "--width must be 0, the usual one, or at least 16 at --size 48, not 8"),
         ({"negatives": 81}, "--negatives 81 is more than the 80 rows"),
+        ({"negatives": 33, "window": 48}, "--negatives 33 is more than the 32 rows"),
+        ({"visits": 40, "epochs": 40, "window": 48}, "--visits 40: one image would enter the window at a time"),
         ({"bank_momentum": 1.01}, "--bank-momentum must be at most 1, not 1.01"),
         ({"bank_momentum": -0.5}, "--bank-momentum must not be negative"),
         ({"temperature": 0}, "--temperature must be greater than 0"),
