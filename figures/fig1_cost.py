@@ -102,10 +102,10 @@ def title(runs: list[dict], names: list[str]) -> str:
     ours = [name for name in names if method_of(name) == "ours"][-1]
     others = [name for name in names if method_of(name) not in [NAMES[own] for own in OURS]]
     best = max(others, key=lambda name: plots.percent(runs, name, "linear").mean())
-    gain, error = plots.change(runs, ours, best, "linear")
-    margin = f" ± {error:.1f}" if len(plots.percent(runs, best, "linear")) > 1 else ""
     ratio = seconds(runs, ours) / seconds(runs, best)
-    return f"Linear probe: {ours}, less {best}: {gain:+.1f}{margin} in {ratio:.2f} times the time"
+    return (
+        f"Linear probe: {ours}, less {best}: {plots.changed(runs, ours, best, 'linear')} in {ratio:.2f} times the time"
+    )
 
 
 def table(runs: list[dict]) -> str:

@@ -80,11 +80,11 @@ def clock(runs: list[dict], name: str):
 
 def finding(runs: list[dict], words: str) -> str:
     """What SqrtKL changes under a rule, in words."""
-    gain, error = plots.change(runs, words + WITH, words + WITHOUT, "knn")
     times = [clock(runs, words + name)[-1].item() for name in (WITH, WITHOUT)]
     early = [100 * plots.history(runs, words + name, "knn").mean(0) for name in (WITH, WITHOUT)]
     half = len(early[0]) // 2 - 1
-    changes = f"{(early[0] - early[1])[half]:+.1f} halfway and {gain:+.1f} ± {error:.1f} at the end"
+    change = plots.changed(runs, words + WITH, words + WITHOUT, "knn")
+    changes = f"{(early[0] - early[1])[half]:+.1f} halfway and {change} at the end"
     under = f" with the {words}" if words.startswith("corrected") else f" with {words}" if words else "; "
     return f"{changes}{under}an epoch takes {times[0] / times[1]:.2f} times as long"
 

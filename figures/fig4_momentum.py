@@ -47,10 +47,8 @@ def best(runs: list[dict], words: str) -> float:
 
 def draw(runs: list[dict], path) -> None:
     (corrected, m), (npid, n) = ((words, best(runs, words)) for words in RULES.values())
-    gain, error = plots.change(runs, name(corrected, m), name(npid, n), "knn")
-    title = (
-        f"The {corrected} is best at m = {m:g}, {npid} at m = {n:g}; best against best {gain:+.1f} ± {error:.1f} in kNN"
-    )
+    change = plots.changed(runs, name(corrected, m), name(npid, n), "knn")
+    title = f"The {corrected} is best at m = {m:g}, {npid} at m = {n:g}; best against best {change} in kNN"
     names = {words: [name(words, m) for m in MOMENTA] for words in RULES.values()}
     plots.lines(path, runs, names, [f"{m:g}" for m in MOMENTA], "m, the momentum of the bank's update", title)
 

@@ -69,12 +69,12 @@ def draw(runs: list[dict], path) -> None:
     findings = []
     for w in words:
         lam = best(runs, w)
-        gain, error = plots.change(runs, name(w, lam), name(w, 0.0), "knn")
-        findings.append(f"at {w} the best λ, {lam:g}, changes kNN by {gain:+.1f} ± {error:.1f}")
+        change = plots.changed(runs, name(w, lam), name(w, 0.0), "knn")
+        findings.append(f"at {w} the best λ, {lam:g}, changes kNN by {change}")
     line = "τ = 0.2"
     if line in words and any(run["name"] == LONGER for run in runs):
-        gain, error = plots.change(runs, name(line, best(runs, line)), LONGER, "knn")
-        findings.append(f"\nin as much time {gain:+.1f} ± {error:.1f} at {line}")
+        change = plots.changed(runs, name(line, best(runs, line)), LONGER, "knn")
+        findings.append(f"\nin as much time {change} at {line}")
     names = {w: [name(w, lam) for lam in lambdas] for w in words}
     labels = [f"{lam:g}" for lam in lambdas]
     runs = [run for run in runs if run["name"] != LONGER]

@@ -3,6 +3,7 @@
 Every function takes the runs of `sweep.sweep`: dictionaries with "name", "seed", "final", "epochs".
 """
 
+import math
 from collections import Counter
 
 import matplotlib
@@ -28,9 +29,10 @@ def percent(runs: list[dict], name: str, key: str) -> torch.Tensor:
 
 
 def highest(runs: list[dict], names: dict, key: str = "knn"):
-    """The key of `names` whose point has the highest mean, among the points that have runs."""
-    finished = {run["name"] for run in runs}
-    return max(names, key=lambda k: percent(runs, names[k], key).mean().item() if names[k] in finished else -1.0)
+    """The key of `names` whose point has the highest mean, among the points with the most seeds."""
+    values = {k: percent(runs, name, key) for k, name in names.items()}
+    most = max(map(len, values.values()))
+    return max(names, key=lambda k: values[k].mean().item() if most and len(values[k]) == most else -1.0)
 
 
 def deviation(values: torch.Tensor) -> float:
@@ -40,11 +42,20 @@ def deviation(values: torch.Tensor) -> float:
 def change(runs: list[dict], name: str, other: str, key: str) -> tuple[float, float]:
     """How much higher point `name` is than `other`, in percent points, and the standard error.
 
-    Without runs of one of them the difference is nan: a sweep may be drawn before it is complete.
+    Over the seeds that both have. With none of them the difference is nan, with one the error: a
+    sweep may be drawn before it is complete.
     """
+    both = {run["seed"] for run in runs if run["name"] == name} & {run["seed"] for run in runs if run["name"] == other}
+    runs = [run for run in runs if run["seed"] in both]
     a, b = percent(runs, name, key), percent(runs, other, key)
-    error = sum(deviation(x) ** 2 / max(len(x), 1) for x in (a, b)) ** 0.5
-    return (a.mean() - b.mean()).item(), error
+    error = ((a.var() + b.var()) / len(both)) ** 0.5 if len(both) > 1 else torch.nan
+    return (a.mean() - b.mean()).item(), float(error)
+
+
+def changed(runs: list[dict], name: str, other: str, key: str) -> str:
+    """`change` in words."""
+    gain, error = change(runs, name, other, key)
+    return f"{gain:+.1f} with one seed" if math.isnan(error) else f"{gain:+.1f} ± {error:.1f}"
 
 
 def settings(runs: list[dict]) -> str:

@@ -93,7 +93,7 @@ def gain(runs: list[dict], key: str) -> str:
         for who in CONTESTANTS
         for run in runs
     ]
-    return "{} {:+.1f} ± {:.1f}".format(FIGURES[key], *plots.change(scores, *CONTESTANTS, key))
+    return f"{FIGURES[key]} {plots.changed(scores, *CONTESTANTS, key)}"
 
 
 def bars(axis, runs: list[dict]) -> None:

@@ -57,10 +57,9 @@ def changed(base: LabConfig, changes: dict[str, dict]) -> dict[str, LabConfig]:
 
 def draw(runs: list[dict], path) -> None:
     names = list(dict.fromkeys(run["name"] for run in runs))
-    gains = {name: plots.change(runs, name, names[0], "linear") for name in names[1:]}
-    best = max(gains, key=lambda name: gains[name][0])
-    gain, error = gains[best]
-    words = f"{gain:+.1f}" + (f" ± {error:.1f}" if error else "")  # one seed has no spread
+    gains = {name: plots.change(runs, name, names[0], "linear")[0] for name in names[1:]}
+    best = max(gains, key=gains.__getitem__)
+    words = plots.changed(runs, best, names[0], "linear")
     title = f"Linear probe on held-out images, less {names[0]}'s: at most {words}\nwith {best}"
     plots.bars(path, runs, names, title)
 

@@ -29,8 +29,7 @@ def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
 
 def draw(runs: list[dict], path) -> None:
     names = list(SHARES)
-    changes = {name: plots.change(runs, name, "all N", "knn") for name in names[:-1]}
-    words = "; ".join(f"{name} {gain:+.1f} ± {error:.1f}" for name, (gain, error) in changes.items())
+    words = "; ".join(f"{name} {plots.changed(runs, name, 'all N', 'knn')}" for name in names[:-1])
     title = f"kNN with K negatives less that with the whole bank: {words}"
     plots.lines(path, runs, {"held-out images": names}, names, "K, rows drawn as negatives", title)
 

@@ -185,9 +185,8 @@ def title(runs: list[dict]) -> str:
     """Every arm's fine-tuned accuracy less the full arm's, and its share of the full arithmetic."""
     words = []
     for name in dict.fromkeys(run["name"] for run in runs if run["name"] != FULL):
-        gain, error = plots.change(runs, name, FULL, "finetune")
         share = 100 * cost(runs, name, "tflop") / cost(runs, FULL, "tflop")
-        words.append(f"{name} {gain:+.1f} ± {error:.1f} ({share:.0f} %)")
+        words.append(f"{name} {plots.changed(runs, name, FULL, 'finetune')} ({share:.0f} %)")
     lines = ["; ".join(words[i : i + 2]) for i in range(0, len(words), 2)]
     return "Fine-tuned, less full (share of the full pretraining's arithmetic):\n" + "\n".join(lines)
 

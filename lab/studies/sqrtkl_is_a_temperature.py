@@ -80,9 +80,8 @@ def draw(runs: list[dict], path) -> None:
     for axis in axes:
         if axis.lines:
             axis.legend(fontsize=8)
-    gains = [plots.change(runs, name, PLAIN, "knn") for name in (WITH, LOWER, SCALED)]
-    words = ["SqrtKL", "τ' alone", "τ' with the scaled gradient"]
-    title = ", ".join(f"{w} {gain:+.1f} ± {error:.1f}" for w, (gain, error) in zip(words, gains))
+    words = {WITH: "SqrtKL", LOWER: "τ' alone", SCALED: "τ' with the scaled gradient"}
+    title = ", ".join(f"{words[name]} {plots.changed(runs, name, PLAIN, 'knn')}" for name in words)
     plots.finish(picture, f"Change of kNN against τ = 0.2: {title}", runs, path)
 
 
