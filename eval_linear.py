@@ -108,7 +108,7 @@ def evaluate(
 
     Each has "knn" and "linear", as fractions of 1; so has "majority", the commonest class's share.
     k is cut to `neighbours`, size 0 means `eval_side`. build(config) makes the untrained encoder.
-    more(encoder or None, dataset, size, train (N, F), test) returns further figures of features.
+    more(name, encoder or None, dataset, size, train (N, F), test) returns further figures.
     """
     config, device = checkpoint["config"], pick_device(device)
     check_labels(dataset)
@@ -126,7 +126,7 @@ def evaluate(
             of, parts = "" if quiet else name, (dataset.labelled, dataset.test)
             train, test = (extract(encoder, images, size, device, of) for images in parts)
         right = knn(train, labels, test, truth, k, score=torch.eq), linear_probe(train, labels, test, truth, torch.eq)
-        results[name] = figures(*right, truth) | (more(encoder, dataset, size, train, test) if more else {})
+        results[name] = figures(*right, truth) | (more(name, encoder, dataset, size, train, test) if more else {})
     return results | ({"majority": majority(labels, truth)} if controls else {})
 
 

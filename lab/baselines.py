@@ -3,13 +3,15 @@
 Each is an nn.Module around a backbone. `forward(view, other)` takes two views (B, 3, H, W) of the
 same images and gives the loss. `after_step()` follows the optimiser's step. Methods that are
 `_OfPairs` take the crops of --views too. Head sizes, temperatures and momenta are those of
-lightly's CIFAR-10 benchmark, which has learning rate 0.06 for a batch of 128 and weight decay 5e-4.
+lightly's CIFAR-10 benchmark, and of its example for DINO. BatchNorm sees the whole batch, also in
+MoCo, whose keys the benchmark shuffles over eight parts.
 The setting that matters most to a method is its argument; --branch-setting gives it another value.
 Backbone, augmentation, optimiser, schedule, checkpoints and evaluation are those of our own method.
 lightly is an optional dependency: pip install -r requirements-bench.txt.
 """
 
 import copy
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -156,11 +158,11 @@ class _WithTeacher(nn.Module):
 
 
 class MoCo(_OfPairs, _WithTeacher):
-    """arXiv 2003.04297: a view finds its partner, seen by the teacher, among 4 096 earlier ones."""
+    """arXiv 2003.04297: a view finds its partner, seen by the teacher, among earlier ones."""
 
-    def __init__(self, backbone: nn.Module, features: int, temperature: float = 0.1):
+    def __init__(self, backbone: nn.Module, features: int, temperature: float = 0.1, queue: int = 4096):
         super().__init__(backbone, lambda: heads.MoCoProjectionHead(features, 512, 128))
-        self.criterion = InFloat32(NTXentLoss(temperature, memory_bank_size=(4096, 128)))
+        self.criterion = InFloat32(NTXentLoss(temperature, memory_bank_size=(queue, 128)))
 
     def online(self, view: Tensor) -> Tensor:
         return self.head(self.backbone(view))
@@ -168,17 +170,22 @@ class MoCo(_OfPairs, _WithTeacher):
     def target(self, view: Tensor) -> Tensor:
         return self.teacher_head(self.teacher(view)).detach()
 
-    def one_way(self, view: Tensor, other: Tensor) -> Tensor:
-        return self.criterion(self.online(view), self.target(other))
+    def forward(self, view: Tensor, other: Tensor) -> Tensor:
+        views = view, other
+        online, targets = [self.online(v).float() for v in views], [self.target(v).float() for v in views]
+        with torch.autocast(view.device.type, enabled=False):
+            loss = (self.agree(online[0], targets[1]) + self.agree(online[1], targets[0])) / 2
+            self.remember(torch.cat(targets))
+        return loss
 
     def agree(self, online: Tensor, target: Tensor) -> Tensor:
         """What the criterion gives, without its side effect.
 
         The criterion puts the target in the queue with every pair, and the next pair would find it
-        among its negatives.
+        among its negatives: the teacher's view of the very same pixels.
         """
         z, key = (F.normalize(x, dim=1) for x in (online, target))  # (B, 128)
-        queue = self.criterion.criterion.memory_bank(key)[1]  # (128, 4096)
+        queue = self.criterion.criterion.memory_bank(key)[1]  # (128, K)
         logits = torch.cat([(z * key).sum(1, keepdim=True), z @ queue], 1) / self.criterion.criterion.temperature
         return F.cross_entropy(logits, torch.zeros(len(z), dtype=torch.long, device=z.device))
 
@@ -192,7 +199,7 @@ class MoCoOneWay(MoCo):
     of_pairs = None
 
     def forward(self, view: Tensor, other: Tensor) -> Tensor:
-        return self.one_way(view, other)
+        return self.criterion(self.online(view), self.target(other))
 
 
 class BYOL(_WithTeacher):
@@ -297,7 +304,10 @@ class TwoBranches:
         self.encoder = encoder_for(config).to(device, memory_format=torch.channels_last)
         self.encoder.precision = pick_precision(config.precision, device)
         own = [config.branch_setting] if config.branch_setting else []
-        model = METHODS[config.method](self.encoder.backbone, self.encoder.feature_dim, *own)
+        kind = METHODS[config.method]
+        if issubclass(kind, MoCo):  # a longer queue would hold the images of the batch, as negatives
+            kind = partial(kind, queue=max(1, min(4096, count // 2)))
+        model = kind(self.encoder.backbone, self.encoder.feature_dim, *own)
         self.model = model.to(device, memory_format=torch.channels_last).train()
         self.crops, self.pairs = crops(config), pairs(config)
         self.augment = self.crops[0].augment

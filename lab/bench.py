@@ -268,9 +268,7 @@ def disk(device: torch.device, repeats: int, scale: float) -> dict:
     trained = passes * (config.window // config.batch_size * config.batch_size)
     held = {"in memory": count, "read ahead": config.window + config.window // config.visits, "every visit": 0}
     for name, times in seconds.items():
-        rows[name] = ratio(seconds, name, "in memory") | {
-            "images/s": round(trained * config.batch_size / median(times))
-        }
+        rows[name] = ratio(seconds, name, "in memory") | {"images/s": round(trained / median(times))}
         rows[name]["held, MiB"] = round(held[name] * each)
     return {"ratio": rows["read ahead"]["ratio"], "rows": rows, "goal": 1.1}
 

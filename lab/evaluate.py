@@ -70,12 +70,14 @@ class Protocols:
     mixup: float = 0.0
     restore: int = 0
 
-    def __call__(self, encoder: Encoder | None, dataset: Dataset, size: int, train: Tensor, test: Tensor) -> dict:
+    def __call__(
+        self, name: str, encoder: Encoder | None, dataset: Dataset, size: int, train: Tensor, test: Tensor
+    ) -> dict:
         figures = {}
         if "few_labels" in self.slow:
             labels, truth = dataset.labelled.labels.cpu(), dataset.test.labels.cpu()
-            for name, share in SHARES.items():
-                figures[name], figures[f"{name}_std"] = few_labels(train, labels, test, truth, share)
+            for key, share in SHARES.items():
+                figures[key], figures[f"{key}_std"] = few_labels(train, labels, test, truth, share)
         if encoder is None:
             return figures
         device = next(encoder.parameters()).device
@@ -84,7 +86,7 @@ class Protocols:
         if "finetune" in self.slow:
             encoder = restore_last_stage(encoder, self.config) if self.restore else encoder
             options = {"finetune": True, "alpha": self.mixup, "warmup": self.restore}
-            options["rate"] = finetuning_rate(self.config)
+            options["rate"] = finetuning_rate(self.config) if name == "trained" else FINETUNING_RATE
             figures["finetune"] = train_head(encoder, dataset, size, device, self.epochs, **options)
         return figures
 

@@ -210,7 +210,8 @@ class LargeBank(MemoryBank):
         else:
             for start in range(0, len(self.weight), chunk):
                 rows = self.weight[start : start + chunk].to(z.dtype)  # (C, D)
-                pull = (rows @ z.T / self.temperature - log_total).exp_().neg_()  # (C, B)
+                with torch.autocast(z.device.type, enabled=False):  # as log_total was computed: P sums to 1
+                    pull = (rows @ z.T / self.temperature - log_total).exp_().neg_()  # (C, B)
                 place = index - self.rows.start - start  # outside [0, C) if the row is not in this chunk
                 held = (place >= 0) & (place < len(rows))
                 column = torch.arange(len(index), device=index.device)

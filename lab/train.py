@@ -19,7 +19,7 @@ import torch
 import train as core
 from lab import ranks
 from lab.backbones import ARCHITECTURES, MOBILE, RESNETS, encoder_for
-from lab.crops import VIEWS, Crops, crops
+from lab.crops import SAMPLINGS, VIEWS, Crops, crops
 from lab.large_bank import Streamed, large_bank
 from lab.s3l import start_from
 from plumbing.command_line import UserError, command, flag, next_step, option
@@ -63,8 +63,10 @@ class LabConfig(Config):
 
     def ignored(self) -> dict[str, str]:
         idle = super().ignored()
-        if self.window or self.cutmix:
-            idle["similarity_gb"] = "--window or --cutmix"
+        if self.window or self.cutmix or self.negatives:
+            idle["similarity_gb"] = "--window, --cutmix or --negatives"
+        if self.views in SAMPLINGS:
+            idle["crop_min"] = f"--views {self.views}"
         return idle if self.method == "ours" else idle | dict.fromkeys(OURS_ALONE, f"--method {self.method}")
 
     def check(self) -> None:

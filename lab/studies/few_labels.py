@@ -57,7 +57,7 @@ def measure(checkpoint: dict, dataset: Dataset) -> dict:
     return evaluate(checkpoint, dataset, device=device, controls=False, quiet=True, more=few)["trained"]
 
 
-def few(encoder, dataset: Dataset, size: int, train: Tensor, test: Tensor) -> dict:
+def few(name: str, encoder, dataset: Dataset, size: int, train: Tensor, test: Tensor) -> dict:
     """Mean accuracies of two classifiers of features (N, F) over draws of 1 % of the labels."""
     labels, truth = dataset.labelled.labels.cpu(), dataset.test.labels.cpu()
     probes = {"few_probe": linear_probe, "few_mean": nearest_mean}

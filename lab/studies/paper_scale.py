@@ -5,21 +5,21 @@
     python -m lab.studies.paper_scale field --scale paper     after python -m lab.studies.throughput
 
 At paper scale the recipes are those of `train.RECIPES`, 200 epochs each. At other scales, network,
-images and length come from the scale, and losses and bank from the recipe. The two-branch methods
-get as many epochs as fit in the time of the gpu recipe, by the measured images/s, with the learning
-rate and weight decay of lightly's benchmark, which are meant for runs of that length.
+images and length come from the scale, the other settings from the recipe. The two-branch methods
+have the settings of the search, and as many epochs as fit in the time of the gpu recipe, by the
+images/s that were measured with these settings.
 lab/studies/paper_scale.sh runs this and everything else that needs a GPU.
 """
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from figures.field import NAMES, lasting, with_sgd
+from figures.field import NAMES, contestant, lasting
 from figures.fig1_cost import seconds
-from figures.sweep import RESULTS, figure, spread
+from figures.sweep import RESULTS, ROUND_ONE, figure, spread
 from lab.train import LabConfig
 from plumbing.command_line import Parser, UserError, command
 from train import RECIPES
@@ -34,8 +34,11 @@ def recipe(name: str, base: LabConfig, scale: str) -> LabConfig:
     settings = RECIPES[name] | {"knn_every": 0}
     if scale == "paper":
         return LabConfig(**(settings | {"dataset": base.dataset, "data_dir": base.data_dir, "device": base.device}))
-    lr = settings["lr"] * base.batch_size / settings["batch_size"]
-    return replace(base, **({k: v for k, v in settings.items() if k not in OF_SCALE} | {"lr": lr}))
+    config = LabConfig(**settings)
+    share = base.batch_size / config.batch_size
+    lr = config.lr * (share if config.optimizer == "sgd" else share**0.5)
+    method = {k: v for k, v in asdict(config).items() if k in ROUND_ONE and k not in OF_SCALE}
+    return replace(base, **(method | {"lr": lr, "knn_every": 0}))
 
 
 def points(
@@ -45,7 +48,7 @@ def points(
     rows = {name: recipe(name, base, scale) for name in ("gpu", "released")}
     for method, name in zip(METHODS if rates else (), PARTS["field"]):
         epochs = max(1, round(rows["gpu"].epochs * rates[method] / rates["gpu"]))
-        rows[name] = lasting(with_sgd(rows["gpu"], method, lr=0.06), epochs)
+        rows[name] = lasting(contestant(rows["gpu"], method), epochs)
     return {name: config for name, config in rows.items() if not group or name in PARTS[group]}
 
 

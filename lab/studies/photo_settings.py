@@ -70,7 +70,7 @@ def measure(checkpoint: dict, dataset: Dataset, folds: int = 5) -> dict:
         with torch.enable_grad():
             figures["linear"] += share * linear_probe(*parts)
         figures["knn"] += share * knn(*parts, 100)
-    return figures
+    return figures | {"folds": folds}
 
 
 def table(runs: list[dict]) -> str:
@@ -85,4 +85,4 @@ def table(runs: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(figure("photo_settings", __doc__, points, show=table, measure=lambda *_: measure))
+    sys.exit(figure("photo_settings", __doc__, points, show=table, measure=lambda *_: measure, needs=("folds",)))

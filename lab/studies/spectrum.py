@@ -4,10 +4,12 @@
     python -m lab.studies.spectrum --data-dir my_cifar10   a quarter of an hour on two cores
 
 Both runs are rows of lab/studies/search.py. For every weight matrix (a convolution's is (out, in k
-k)) the study takes the singular values of two things: of the last step, and of the whole way from
-the first weights to the last. The last step is that of the momentum buffer; Muon's step also looks
-ahead along the last gradient, which no checkpoint holds. The effective rank is exp of the entropy
-of the squared singular values' shares: the number of directions, if all were equally long.
+k)) the study takes the singular values of two things: of the last step, and of the whole way. The
+way is the last weights less what weight decay has left of the first ones, Muon's a ten-thousandth:
+the sum of all steps, each as far as it has not decayed. The last step is that of the momentum
+buffer; Muon's step also looks ahead along the last gradient, which no checkpoint holds. The
+effective rank is exp of the entropy of the squared singular values' shares: the number of
+directions, if all were equally long.
 """
 
 import sys
@@ -23,6 +25,7 @@ from lab.train import LabConfig
 from plumbing.files import Dataset
 from plumbing.optimizer import optimizer_of, orthogonalise
 from plumbing.quality import perplexity
+from train import learning_rate
 
 SHOWN = 40  # singular values kept per matrix
 
@@ -41,18 +44,32 @@ def shape_of(matrix: torch.Tensor) -> dict:
     return {"rank": round(perplexity(shares).item(), 2), "full": len(values), "values": relative}
 
 
+def undecayed(config: LabConfig, per_epoch: int) -> float:
+    """The share of a matrix's first weights that weight decay has left after the last step."""
+    left, momentum = 1.0, 0.0
+    for step in range(config.epochs * per_epoch):
+        lr = learning_rate(config, step, per_epoch)
+        if config.optimizer == "muon":
+            left *= 1 - lr * config.weight_decay
+        else:
+            momentum = config.sgd_momentum * momentum + config.weight_decay * left
+            left -= lr * momentum
+    return left
+
+
 def measure(checkpoint: dict, dataset: Dataset) -> dict:
     """Accuracies, and per weight matrix the shapes of the last step and of the whole way."""
     config, matrices = checkpoint["config"], {}
     encoder = encoder_of(config)  # as it was before the first step
     optimizer = optimizer_of(LabConfig(**config), encoder.parameters())
     optimizer.load_state_dict(checkpoint["optimizer"])
+    left = undecayed(LabConfig(**config), checkpoint["step"] // len(checkpoint["history"]))
     for name, first in encoder.named_parameters():
         if first.ndim > 1:
             step = optimizer.state[first]["momentum_buffer"].flatten(1)
             if config["optimizer"] == "muon":
                 step = orthogonalise([step])[0]
-            way = checkpoint["encoder"][name] - first.detach()
+            way = checkpoint["encoder"][name] - left * first.detach()
             matrices[name] = {"step": shape_of(step), "way": shape_of(way)}
     figures = evaluate(checkpoint, dataset, device=config["device"], controls=False, quiet=True)["trained"]
     return figures | {"matrices": matrices}

@@ -58,6 +58,14 @@ def test_a_method_runs_through_the_loop_and_the_evaluation(name, lab_config):
     assert figures["trained"] != figures["untrained"]
 
 
+@pytest.mark.parametrize("name", ["moco", "mocov2"])
+@pytest.mark.parametrize("count, length", [(96, 48), (50_000, 4096)])
+def test_mocos_queue_holds_at_most_half_of_the_images(name, count, length, lab_config):
+    run = baselines.TwoBranches(lab_config(method=name), count, torch.device("cpu"))
+    run.step(torch.randint(256, (16, 3, 16, 16), dtype=torch.uint8), torch.arange(16), 0.01)
+    assert run.model.criterion.criterion.memory_bank.bank.shape == (length, 128)
+
+
 @pytest.mark.parametrize("name", baselines.METHODS)
 def test_a_method_takes_a_step_in_bf16(name, lab_config):
     run = baselines.TwoBranches(lab_config(method=name, precision="bf16", **quick(name)), 96, torch.device("cpu"))

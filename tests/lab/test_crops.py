@@ -309,12 +309,19 @@ def test_pairs_that_count_alike_have_lightly_s_own_multi_crop_loss():
     torch.testing.assert_close(model.of_pairs(drawn, weights), model.criterion(scores[:2], scores[2:])[0])
 
 
-@pytest.mark.parametrize("name", ["simclr", "dino", "swav"])  # MoCo's second way finds the first one's queue
+@pytest.mark.parametrize("name", PAIRED)
 def test_two_views_have_the_loss_of_their_pairs(name):
+    """In MoCo the keys of both views enter the queue after both losses."""
     model, drawn = method(name), [torch.randn(8, 3, 4, 4) for _ in range(2)]
+    if name == "moco":
+        queue = model.criterion.criterion.memory_bank
+        queue(torch.zeros(1, 128))
+        before = queue.bank.clone()
     of_pairs = model.of_pairs(drawn, WEIGHTS["twice"])
     if name == "dino":
         model.criterion.criterion.center.zero_()
+    if name == "moco":
+        queue.bank.copy_(before), queue.bank_ptr.zero_()
     torch.testing.assert_close(of_pairs, model(*drawn))
 
 

@@ -167,14 +167,16 @@ def test_warm_up_moves_the_new_stage_alone_and_fine_tuning_then_moves_everything
     assert moved[1] == set(start)
 
 
-@pytest.mark.parametrize("optimizer, rate", [("muon", 0.005), ("sgd", 0.03)])
-def test_a_network_that_muon_trained_is_fine_tuned_in_smaller_steps(optimizer, rate, monkeypatch):
+@pytest.mark.parametrize(
+    "optimizer, name, rate", [("muon", "trained", 0.005), ("muon", "untrained", 0.03), ("sgd", "trained", 0.03)]
+)
+def test_a_network_that_muon_trained_is_fine_tuned_in_smaller_steps(optimizer, name, rate, monkeypatch):
     rates = []
     monkeypatch.setattr(program, "_optimiser", lambda encoder, head, rate, steps: 1 / rates.append(rate))
     encoder = Encoder("resnet10", 16, 8, 16, 2, 16)
     more = program.Protocols({"optimizer": optimizer}, ("finetune",), epochs=1)
     with pytest.raises(TypeError):
-        more(encoder, brightness(), 16, torch.empty(0), torch.empty(0))
+        more(name, encoder, brightness(), 16, torch.empty(0), torch.empty(0))
     assert rates == [rate]
 
 

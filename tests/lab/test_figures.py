@@ -419,6 +419,14 @@ def test_a_run_can_be_measured_for_what_its_step_costs(tiny, tmp_path, forked_sw
     assert 0 < 2 * runs[0]["gflop"] < runs[1]["gflop"], "two views, and a teacher"
 
 
+def test_a_run_counts_only_with_the_looks_and_the_images_that_are_meant():
+    run = {"epochs": [{"epoch": 1, "rank": 3.0}], "final": {"knn": 0.5, "linear": 0.6, "few": 0.4}}
+    assert sweeper.whole(run, ()) and sweeper.whole(run, ("rank", "few"))
+    assert not sweeper.whole(run, ("knn", "rank")), "the accuracy at the end is not one of every look"
+    folds = run | {"final": {"knn": 0.5, "linear": 0.6, "folds": 5}}
+    assert sweeper.whole(folds, ("folds",)) and not sweeper.whole(folds, ()), "measured on other images"
+
+
 def test_committed_results_are_whole():
     settings = asdict(LabConfig()).keys()
     later = {

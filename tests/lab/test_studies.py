@@ -20,6 +20,7 @@ from lab.studies import (
     default_ingredients,
     few_images,
     few_labels,
+    field_checks,
     field_ideas,
     field_lr,
     field_search,
@@ -41,16 +42,17 @@ from lab.studies import (
     sqrtkl_where,
     transfer,
 )
-from lab.train import train
+from lab.train import LabConfig, train
 from plumbing import folders
+from plumbing.optimizer import optimizer_of, set_rate
 from plumbing.runs import read_checkpoint
-from train import load_dataset
+from train import learning_rate, load_dataset
 
 STUDIES = (
     ingredients, sqrtkl_where, bank_spectrum, recipe, negatives, cheaper_bank, field_lr, field_ideas, growing_views,
     data_efficiency, model_efficiency, transfer, paper_scale, search, cures, spectrum,
     ageing, default, default_ingredients, few_images, field_search, finalists, harder_views, hour, one_window,
-    photo_settings, photos, quality, cells, few_labels,
+    photo_settings, photos, quality, cells, few_labels, field_checks,
 )  # fmt: skip
 TWICE = {fig5_lambda.name("T = 1", 0), fig3_convergence.WITHOUT}  # the same run in the bank's picture at paper scale
 
@@ -230,6 +232,21 @@ def test_the_effective_rank_counts_directions():
     assert even["rank"] == pytest.approx(6, abs=0.01) and set(even["values"]) == {1.0}
 
 
+@pytest.mark.parametrize("options", [dict(optimizer="sgd", weight_decay=0.01, lr=0.5), dict(weight_decay=0.3)])
+def test_what_weight_decay_leaves_of_the_first_weights_is_not_part_of_the_way(options):
+    """The optimiser of the run, fed with gradients of 0, keeps that share and nothing else."""
+    config = LabConfig(**options, epochs=3, warmup=1.0)
+    weight = torch.nn.Parameter(torch.ones(2, 3).double())
+    optimizer = optimizer_of(config, [weight])
+    for step in range(12):
+        set_rate(optimizer, learning_rate(config, step, 4))
+        weight.grad = torch.zeros_like(weight)
+        optimizer.step()
+    left = spectrum.undecayed(config, 4)
+    assert 0 < left < 0.97
+    torch.testing.assert_close(weight.data, torch.full_like(weight, left))
+
+
 def test_what_sgd_and_muon_move_is_measured_drawn_and_tabled(tiny, titles, tmp_path):
     muon = tiny(epochs=1, optimizer="muon", out=str(tmp_path / "muon"))
     rows = {"SGD": tiny(epochs=1, optimizer="sgd"), "Muon": muon}
@@ -299,6 +316,7 @@ def test_settings_for_photographs_are_judged_without_the_test_images(tiny, tmp_p
     checkpoint, dataset = read_checkpoint(train(config)["out"]), load_dataset(config)
     dataset.test = None
     final = photo_settings.measure(checkpoint, dataset, folds=3)
+    assert final.pop("folds") == 3, "which keeps other studies from taking these accuracies for those on test images"
     assert set(final) == {"linear", "knn"} and all(0 < value <= 1 for value in final.values())
     lines = photo_settings.table(invented(photo_settings, seeds=(0,))).splitlines()
     assert len(lines) == 2 + len(photo_settings.TRIALS) and lines[2].endswith("| 45.0 | 40.0 | 800 | 1 |")
