@@ -212,7 +212,8 @@ def feature_map(encoders, dataset: Dataset, size: int, device) -> dict:
             own = labels.cpu()
             same = (own[close] == own[:, None]).float().mean()
             for c, marker in zip(range(len(dataset.classes)), MARKERS):
-                name_of_class = dataset.classes[c].replace("$", r"\$")  # not a formula
+                name_of_class = dataset.classes[c].encode(errors="replace").decode()  # of a folder not in UTF-8
+                name_of_class = name_of_class.replace("$", r"\$")  # not a formula
                 style = {"color": f"C{c}", "marker": marker, "linewidth": 0, "alpha": 0.7}
                 axis.scatter(*spots[own == c].T, 14, label=name_of_class, **style)
             figure.legend(loc="outside lower center", ncols=4, fontsize=9, markerscale=1.8, handletextpad=0)

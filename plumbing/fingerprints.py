@@ -6,13 +6,15 @@ are not files (downloads and drawings are always the same) have no fingerprint.
 
 import hashlib
 import os
+from itertools import takewhile
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from plumbing.command_line import UserError
 from plumbing.files import Images
-from plumbing.layout import digest
+from plumbing.layout import digest, part_of
 
 SAMPLE = 16  # files whose content is compared too: some formats give all pictures one size
 
@@ -21,7 +23,11 @@ def of_files(images: Images) -> Tensor | None:
     """A number (N,) for each file, from its name and its size."""
     if images.paths is None:
         return None
-    hashes = [digest(f"{name}\0{_size(path)}") for name, path in zip(images.names(), images.paths)]
+    return _numbers(images.names(), map(_size, images.paths))
+
+
+def _numbers(names, sizes) -> Tensor:
+    hashes = [digest(f"{name}\0{size}") for name, size in zip(names, sizes)]
     return torch.tensor([int.from_bytes(each[:8], "big", signed=True) for each in hashes], dtype=torch.long)
 
 
@@ -57,11 +63,21 @@ def check_same(stored: dict | None, now: dict, name: str) -> None:
 
 
 def among(stored: dict | None, images: Images) -> Tensor:
-    """Which of the images (N,) a checkpoint was trained on, as far as it knows."""
-    files = of_files(images)
-    if not stored or files is None:
-        return torch.zeros(len(images), dtype=torch.bool)
-    return torch.isin(files, stored["files"])
+    """Which of the images (N,) a checkpoint was trained on, as far as it knows.
+
+    Its --data-dir may have been a level higher or lower: names count from every folder around root,
+    and from those that lie around all images, but not from within test/.
+    """
+    known = torch.zeros(len(images), dtype=torch.bool)
+    if not stored or images.paths is None:
+        return known
+    above = Path(os.path.abspath(images.root)).parts[1:] if images.root else ()
+    paths, sizes = [(*above, *name.split("/")) for name in images.names()], list(map(_size, images.paths))
+    shared = os.path.commonprefix([path[:-1] for path in paths])[len(above) :]
+    wrapper = list(takewhile(lambda folder: part_of(folder) in ("", "train"), shared))
+    for level in range(len(above) + len(wrapper) + 1):
+        known |= torch.isin(_numbers(["/".join(path[level:]) for path in paths], sizes), stored["files"])
+    return known
 
 
 def twins(train: Images, test: Images) -> list[tuple[int, int]]:

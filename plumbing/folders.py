@@ -13,7 +13,7 @@ from torch import Tensor
 from plumbing import shapes
 from plumbing.command_line import UserError
 from plumbing.files import Dataset, Images, say
-from plumbing.layout import Layout, digest, layout, listing
+from plumbing.layout import Layout, digest, layout, listing, unwrapped
 
 SHAPES = shapes.CLASSES
 DOWNLOADS = {  # the class in torchvision.datasets, and what has to lie in --data-dir for it to find
@@ -52,9 +52,9 @@ def layout_of(root: Path) -> Layout:
     if not root.is_dir():
         problem = "is a file" if root.is_file() else "no such folder"
         raise UserError(f"--data-dir {root}: {problem}; name the folder that holds your images")
-    names, closed = listing(root)
+    names, left_out = listing(root)
     try:
-        return layout(names, closed)
+        return layout(names, left_out)
     except UserError as error:
         raise UserError(f"--data-dir {root}: {error}") from None
 
@@ -82,7 +82,7 @@ def split(dataset: Dataset, subset: int, holdout: int, root: Path) -> Dataset:
         raise UserError(f"--subset {subset} and --holdout {holdout}: the dataset has {count} training images in all")
     if not subset and not holdout:
         return dataset
-    order = shuffled_by_name(train, root)
+    order = shuffled_by_name(train, dataset.test, root)
     able = order if labels is None else order[labels[order] >= 0]
     if holdout and dataset.train is not dataset.labelled:
         raise UserError("--holdout needs labels on the training images, and this dataset has none")
@@ -95,15 +95,17 @@ def split(dataset: Dataset, subset: int, holdout: int, root: Path) -> Dataset:
     return replace(dataset, train=train, labelled=labelled, test=test, lacks=lacks)
 
 
-def shuffled_by_name(images: Images, root: Path) -> Tensor:
+def shuffled_by_name(images: Images, test: Images | None, root: Path) -> Tensor:
     """An order (N,) that looks random and is always the same.
 
-    A file's place follows from the hash of its name under root: an order of numbers would put every
-    image elsewhere as soon as one file is added.
+    A file's place follows from the hash of its name under root, without folders that lie around all
+    images, those of test too: an order of numbers would put every image elsewhere as soon as one
+    file is added.
     """
     if images.paths is None:
         return torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    hashes = [digest(path.relative_to(root).as_posix()) for path in images.paths]
+    paths = images.paths + (test.paths if test else [])
+    hashes = [digest(name) for name in unwrapped([path.relative_to(root).as_posix() for path in paths])[: len(images)]]
     return torch.tensor(sorted(range(len(hashes)), key=hashes.__getitem__))
 
 

@@ -9,7 +9,7 @@ import torch
 
 from plumbing.command_line import UserError
 from plumbing.files import Dataset, Images, say
-from plumbing.layout import KEPT, chance
+from plumbing.layout import KEPT, chance, nfc
 
 
 def read_labels(file: Path) -> dict[str, str]:
@@ -23,7 +23,7 @@ def read_labels(file: Path) -> dict[str, str]:
             reader = csv.reader(lines, strict=True)
             for row in reader:
                 place = f"--labels {file}, line {reader.line_num}"
-                words = tuple(word.strip() for word in row)
+                words = tuple(nfc(word.strip()) for word in row)
                 if not any(words) or (reader.line_num == 1 and tuple(map(str.lower, words)) == ("path", "class")):
                     continue
                 if len(words) != 2 or not all(words):
@@ -49,9 +49,9 @@ def with_labels(dataset: Dataset, file: Path | None) -> Dataset:
     pools = [images for images in (dataset.train, dataset.test) if images]
     if any(images.paths is None for images in pools):
         raise UserError(f"--labels {file}: names files, so it needs --dataset folder")
-    root = Path(os.path.abspath(dataset.train.root))
-    asked = {Path(os.path.relpath(root / path, root)).as_posix(): name for path, name in asked.items()}
-    unknown = sorted(asked.keys() - {name for images in pools for name in images.names()})
+    root = Path(nfc(os.path.abspath(dataset.train.root)))
+    asked = {_below(root, path): name for path, name in asked.items()}
+    unknown = sorted(asked.keys() - {nfc(name) for images in pools for name in images.names()})
     if unknown:
         named = ", ".join(unknown[:5]) + ", …" * (len(unknown) > 5)
         problem = f"--labels {file}: {len(unknown)} of its {len(asked)} paths are not among the pictures: {named}"
@@ -64,11 +64,18 @@ def with_labels(dataset: Dataset, file: Path | None) -> Dataset:
     return replace(dataset, labelled=labelled, test=test if len(test) else None, classes=classes, lacks=lacks)
 
 
+def _below(root: Path, path: str) -> str:
+    try:
+        return Path(os.path.relpath(root / path, root)).as_posix()
+    except ValueError:  # on another drive of Windows
+        return path
+
+
 def _labelled(images: Images, asked: dict[str, str], classes: tuple[str, ...], kept: bool) -> Images:
     """The images that have a label, of the kept fifth or of the others."""
     names = images.names()
-    chosen = [i for i, name in enumerate(names) if name in asked and (chance(name) < KEPT) == kept]
-    labels = torch.tensor([classes.index(asked[names[i]]) for i in chosen], dtype=torch.long)
+    chosen = [i for i, name in enumerate(names) if nfc(name) in asked and (chance(name) < KEPT) == kept]
+    labels = torch.tensor([classes.index(asked[nfc(names[i])]) for i in chosen], dtype=torch.long)
     return replace(images.take(torch.tensor(chosen, dtype=torch.long)), labels=labels)
 
 

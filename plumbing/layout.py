@@ -13,6 +13,7 @@ equally good, `layout` refuses instead of guessing.
 import hashlib
 import os
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -21,9 +22,11 @@ from pathlib import Path
 from PIL import Image
 
 from plumbing.command_line import UserError
+from plumbing.outputs import RUN_FILES
 
 KEPT = 1 / 5  # the share of class folders that is kept for testing
 ASIDE, MOST, FEW = 1 / 10, 1000, 200  # the same without labels, at most, and from how many images on
+LINKS = 3  # in a row: folders that link to one another make paths without number
 
 # Formats that Pillow opens, but draws only with the help of other programs.
 _NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -58,34 +61,47 @@ def suffixes() -> frozenset[str]:
 
 
 def listing(root: Path) -> tuple[list[str], list[str]]:
-    """The names below root of all files, and of the folders that may not be listed.
+    """The names below root of all files, and what is left out and why.
 
-    Names are relative, with "/". Hidden files and folders are left out. Links are followed, each
-    folder once. A link that leads nowhere is a file. Raises UserError if root may not be listed.
+    Names are relative, with "/". Hidden files and folders are left out, and so is what a run wrote:
+    pictures of it are no images. Links are followed, but not to a folder that the link lies in. A
+    link that leads nowhere is a file. Raises UserError if root may not be listed.
     """
-    names, closed, seen, waiting = [], [], set(), [""]
+    names, closed, runs, far, waiting = [], [], [], 0, [("", (), 0)]
     while waiting:
-        folder = waiting.pop()
+        folder, around, links = waiting.pop()
         try:
             about = os.stat(root / folder)
-            if (about.st_dev, about.st_ino) in seen:
+            own = (about.st_dev, about.st_ino)
+            if own in around or links > LINKS:
+                far += own not in around
                 continue
-            seen.add((about.st_dev, about.st_ino))
+            is_run = all(os.path.exists(root / folder / name) for name in ("config.json", "last.pt"))
+            if is_run and folder:
+                runs.append(folder[:-1])
+                continue
             with os.scandir(root / folder) as entries:
                 for entry in entries:
-                    if entry.name.startswith((".", "@eaDir", "__MACOSX")):
+                    if entry.name.startswith((".", "@eaDir", "__MACOSX")) or (is_run and entry.name in RUN_FILES):
                         continue
                     name = folder + entry.name
                     regular = entry.is_file(follow_symlinks=False)  # known without another look at the disk
                     if not regular and os.path.isdir(entry):
-                        waiting.append(name + "/")
+                        waiting.append((name + "/", (*around, own), links + entry.is_symlink()))
                     elif regular or entry.is_symlink():  # no pipe and the like
                         names.append(name)
         except OSError as error:
             if not folder:
                 raise UserError(f"--data-dir {root}: may not be listed ({error.strerror})") from error
             closed.append(folder)
-    return names, sorted(closed)
+    unused = [f"{name} (may not be listed)" for name in sorted(closed)]
+    unused += [f"{_listed(sorted(runs))} ({'a run' if len(runs) == 1 else f'{len(runs)} runs'})"] * bool(runs)
+    return names, unused + [f"{far} folders behind more than {LINKS} links"] * bool(far)
+
+
+def nfc(text: str) -> str:
+    """One spelling for names that look the same: macOS may write é as e and an accent."""
+    return unicodedata.normalize("NFC", text)
 
 
 def chance(name: str) -> float:
@@ -97,8 +113,8 @@ def digest(name: str) -> bytes:
     return hashlib.blake2s(name.encode(errors="surrogateescape")).digest()
 
 
-def layout(names, closed=()) -> Layout:
-    """The layout of a listing of names (`listing`). Raises UserError where two fit equally well."""
+def layout(names, left_out=()) -> Layout:
+    """The layout of a listing (`listing`). Raises UserError where two fit equally well."""
     images, kinds = [], Counter()
     for path in sorted(name.split("/") for name in names):
         suffix = os.path.splitext(path[-1])[1].lower()
@@ -109,7 +125,7 @@ def layout(names, closed=()) -> Layout:
     named = kinds.most_common(4)
     unused = [f"{count} {suffix}" for suffix, count in named]
     unused += [f"{kinds.total() - sum(count for _, count in named)} other files"] * (len(kinds) > 4)
-    unused += [f"{name} (may not be listed)" for name in closed]
+    unused += left_out
     if not images:
         wanted = "wanted are .jpg, .png and what else Pillow reads, in it, in train/ or in folders named after classes"
         raise UserError(f"no images found; seen: {', '.join(unused) or 'nothing'}; {wanted}")
@@ -126,7 +142,7 @@ def layout(names, closed=()) -> Layout:
         return _in_classes(classes, folders, loose, depth, unused)
     said = f"{_images(len(images))} without labels" + f", {len(images) - len(loose)} of them in folders" * bool(folders)
     lacks = "all images lie in one folder, so there are no classes" if depth or folders else "no class folders"
-    return _layout([(path, None) for path in images], [], said, unused, lacks)
+    return _layout([(path, None) for path in images], [], depth, said, unused, lacks)
 
 
 def part_of(folder: str) -> str:
@@ -140,9 +156,15 @@ def _wrapped(images: list[list[str]]) -> int:
     depth = 0
     while True:
         heads = {path[depth] if len(path) > depth + 1 else "" for path in images}
-        if len(heads) > 1 or heads == {""} or part_of(next(iter(heads))) == "train":
+        if len(heads) != 1 or heads == {""} or part_of(next(iter(heads))) == "train":
             return depth
         depth += 1
+
+
+def unwrapped(names: list[str]) -> list[str]:
+    """The names, counted from below the folders that lie around all of them."""
+    depth = _wrapped([name.split("/") for name in names])
+    return ["/".join(name.split("/")[depth:]) for name in names]
 
 
 def _folders(images, depth: int):
@@ -152,7 +174,7 @@ def _folders(images, depth: int):
         if len(path) == depth + 1:
             loose.append(path)
         else:
-            folders.setdefault(path[depth], []).append(path)
+            folders.setdefault(nfc(path[depth]), []).append(path)
     return loose, folders
 
 
@@ -196,7 +218,7 @@ def _in_parts(parts, folders, loose, depth: int, unused: list[str]) -> Layout:
         lacks = f"{train_name}/ has no class folders"
     elif not test:
         lacks = f"{test_name}/ has no class folders" if test_name else "there is train/, but no test/ next to it"
-    return _layout(train, test, ", ".join(said), unused, lacks)
+    return _layout(train, test, depth, ", ".join(said), unused, lacks)
 
 
 def _in_classes(classes, folders, loose, depth: int, unused: list[str]) -> Layout:
@@ -209,12 +231,12 @@ def _in_classes(classes, folders, loose, depth: int, unused: list[str]) -> Layou
     train, test = [], []
     for name, paths in classes.items():
         for path in paths:
-            (test if chance("/".join(path)) < KEPT else train).append((path, name))
+            (test if chance("/".join(path[depth:])) < KEPT else train).append((path, name))
     said = f"{_images(total)} in class folders, {len(test)} of them kept for testing"
     bare = [(path, None) for name in folders if name not in classes for path in folders[name]]
     said += f", {_images(len(bare))} without labels" if bare else ""
     lacks = "" if test else "there are too few images to keep some for testing"
-    return _layout(train + bare, test, said, unused, lacks)
+    return _layout(train + bare, test, depth, said, unused, lacks)
 
 
 def _refuse_other_classes(classes, depth: int) -> None:
@@ -250,14 +272,14 @@ def _labelled(paths, depth: int):
     return labelled + [(path, None) for path in loose]
 
 
-def _layout(train, test, said: str, unused: list[str], lacks: str) -> Layout:
+def _layout(train, test, depth: int, said: str, unused: list[str], lacks: str) -> Layout:
     classes = sorted({label for _, label in (*train, *test) if label is not None})
     if len(classes) == 1:
         lacks = f"all images are of one class, {classes[0]}"
         unused += _left_out(len(test), "kept for testing, of the only class")
         train, test, classes, said = [(path, None) for path, _ in train], [], [], f"{_images(len(train))}, {lacks}"
     if not classes:
-        train, test = _aside(train)
+        train, test = _aside(train, depth)
         said += f", {len(test)} of them kept to judge features by" if test else ""
     if classes:
         said += f"; {len(classes)} classes: {', '.join(classes[:4])}{', …' * (len(classes) > 4)}"
@@ -265,12 +287,12 @@ def _layout(train, test, said: str, unused: list[str], lacks: str) -> Layout:
     return Layout(train, test, tuple(classes), said + (f"; not used: {', '.join(unused)}" if unused else ""), lacks)
 
 
-def _aside(pairs):
+def _aside(pairs, depth: int):
     """The images without labels, and a tenth of them that is kept, at most 1 000.
 
     Those with the smallest hashes: so new files move few others. Of few images none is kept.
     """
-    chances = sorted((chance("/".join(path)), path) for path, _ in pairs)
+    chances = sorted((chance("/".join(path[depth:])), path) for path, _ in pairs)
     kept = {tuple(path) for number, path in chances[:MOST] if number < ASIDE and len(pairs) >= FEW}
     return tuple([pair for pair in pairs if (tuple(pair[0]) in kept) == inside] for inside in (False, True))
 

@@ -105,6 +105,19 @@ def test_images_without_classes_are_for_pretraining_only(tmp_path, place):
     assert dataset.labelled is None and dataset.test is None and dataset.classes == ()
 
 
+def test_a_class_whose_name_is_not_utf_8_has_its_place_on_the_map(tmp_path, monkeypatch):
+    from figures import page
+
+    name = os.fsdecode(b"caf\xe9")
+    for kind in ("train", "test"):
+        classes(tmp_path / kind, 4)
+        (tmp_path / kind / "red").rename(tmp_path / kind / name)
+    dataset = load("folder", tmp_path)
+    assert name in dataset.classes
+    monkeypatch.setattr(page, "extract", lambda _, images, *__: torch.randn(len(images), 8))
+    assert page.feature_map([None], dataset, 32, CPU)["pictures"].count("<img") == 1
+
+
 def test_hidden_files_and_folders_and_other_kinds_of_files_are_no_images(tmp_path, capsys):
     classes(tmp_path / "train", 2)
     save(tmp_path / "train" / "red" / "._0.png")

@@ -2,6 +2,7 @@
 
 import os
 import random
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from PIL import Image, features
 from data import load
 from plumbing import folders
 from plumbing.command_line import UserError
-from plumbing.layout import chance, layout, listing, part_of, suffixes
+from plumbing.fingerprints import among, fingerprint, of_files
+from plumbing.labels import with_labels
+from plumbing.layout import chance, digest, layout, listing, part_of, suffixes
 
 
 def names(tree: dict) -> list[str]:
@@ -164,6 +167,30 @@ def test_the_kept_fifth_is_a_fifth():
     assert abs(share - 0.2) < 0.01
 
 
+OUTER = {  # folders without another one around them: their splits must stay what they are
+    "classes": {"cat": 60, "dog/park": 60, "unlabeled": 9},
+    "no labels": {"": 150, "2023/may": 150},
+    "loose": {"": 300},
+}
+
+
+@pytest.mark.parametrize("kind", OUTER)
+@pytest.mark.parametrize("around", ["f", "a/b", "test"])
+def test_a_folder_around_everything_moves_nobody(kind, around):
+    inner = shown(OUTER[kind])
+    outer = shown({os.path.normpath(f"{around}/{folder}"): count for folder, count in OUTER[kind].items()})
+    for before, after in ((inner.train, outer.train), (inner.test, outer.test)):
+        assert tuple((f"{around}/{name}", label) for name, label in before) == after
+
+
+@pytest.mark.parametrize("kind", OUTER)
+def test_without_a_folder_around_them_the_whole_names_choose(kind):
+    found = shown(OUTER[kind])
+    share = 0.2 if kind == "classes" else 0.1
+    able = [name for name in names(OUTER[kind]) if not name.startswith("unlabeled")]
+    assert {name for name, _ in found.test} == {name for name in able if chance(name) < share} != set()
+
+
 # -------------------------------------------------------------------------------------- on a disk
 
 
@@ -233,6 +260,183 @@ def test_links_to_folders_are_followed_once(tmp_path):
     (tmp_path / "images" / "dog" / "again").symlink_to(tmp_path / "images")
     found, closed = listing(tmp_path / "images")
     assert sorted(found) == ["cat/0.png", "dog/0.png"] and closed == []
+
+
+def scanned(monkeypatch, order):
+    """os.scandir lists in this order of names, as other file systems do."""
+
+    class Scanned(list):
+        __enter__, __exit__ = (lambda self: self), (lambda self, *_: None)
+
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: Scanned(order(scan(path), key=lambda entry: entry.name)))
+
+
+def backwards(entries, key):
+    return sorted(entries, key=key, reverse=True)
+
+
+def test_links_give_the_same_layout_in_every_order_of_the_listing(tmp_path, monkeypatch):
+    for name in ("cat", "dog"):
+        for i in range(3):
+            save(tmp_path / "all" / name / f"{i}.png")
+        save(tmp_path / "test" / name / "9.png")
+        (tmp_path / "train").mkdir(exist_ok=True)
+        (tmp_path / "train" / name).symlink_to(Path("..", "all", name))
+    layouts = []
+    for order in (sorted, backwards):
+        with monkeypatch.context() as patch:
+            scanned(patch, order)
+            layouts.append(folders.layout_of(tmp_path))
+    assert layouts[0] == layouts[1] and counts(layouts[0]) == (6, 0, 2, BOTH)
+    assert layouts[0].said.endswith("not used: 6 images in all/")
+
+
+def test_folders_that_link_to_each_other_have_an_end(tmp_path):
+    for name in "abcdef":
+        save(tmp_path / name / "0.png")
+        for other in "abcdef":
+            (tmp_path / name / f"to_{other}").symlink_to(tmp_path / other)
+    found, left_out = listing(tmp_path)
+    assert len(found) == len(set(found)) == 6 * (1 + 5 + 5 * 4 + 5 * 4 * 3)
+    assert left_out == [f"{6 * 5 * 4 * 3 * 2} folders behind more than 3 links"]
+    assert "not used: 720 folders behind" in folders.layout_of(tmp_path).said
+
+
+def make_run(home: Path):
+    save(home / "progress.png")
+    save(home / "more" / "neighbours.png")
+    for name in ("config.json", "last.pt"):
+        (home / name).write_bytes(b"")
+
+
+@pytest.mark.parametrize("tree", [BOTH, ("train/cat", "train/dog", "test/cat", "test/dog"), ("",), ("photos",)])
+def test_a_run_among_the_images_changes_nothing(tmp_path, tree):
+    for folder in tree:
+        for i in range(5):
+            save(tmp_path / folder / f"{i}.png")
+    before = folders.layout_of(tmp_path)
+    make_run(tmp_path / "runs" / "folder")
+    after = folders.layout_of(tmp_path)
+    assert (after.train, after.test, after.classes) == (before.train, before.test, before.classes)
+    assert after.said.removeprefix(before.said) == "; not used: runs/folder/ (a run)"
+    for i in range(4):
+        make_run(tmp_path / "runs" / f"seed{i}")
+    assert folders.layout_of(tmp_path).said.endswith("runs/folder/, runs/seed0/, runs/seed1/, … (5 runs)")
+
+
+def test_a_run_in_the_images_own_folder_is_no_image(tmp_path):
+    make_run(tmp_path)
+    save(tmp_path / "0.png")
+    assert sorted(listing(tmp_path)[0]) == ["0.png", "more/neighbours.png"]
+
+
+@pytest.mark.parametrize("lacking", ["config.json", "last.pt"])
+def test_a_folder_with_one_file_of_a_run_is_none(tmp_path, lacking):
+    make_run(tmp_path / "cat")
+    (tmp_path / "cat" / lacking).unlink()
+    assert "cat/progress.png" in listing(tmp_path)[0]
+
+
+@pytest.fixture
+def wrapped(tmp_path):
+    """Class folders with another folder around them; every file has a size of its own."""
+    for c, name in enumerate(("cat", "dog")):
+        for i in range(40):
+            save(tmp_path / "wrap" / "f" / name / f"{i}.png")
+            with open(tmp_path / "wrap" / "f" / name / f"{i}.png", "ab") as file:
+                file.write(bytes(100 * c + i))
+    return tmp_path / "wrap"
+
+
+@pytest.mark.parametrize("options", [{}, {"holdout": 20}, {"subset": 30, "holdout": 20}])
+def test_the_test_images_are_the_same_a_level_higher(wrapped, options):
+    outer, inner = (load("folder", root, **options) for root in (wrapped, wrapped / "f"))
+    assert outer.test.paths == inner.test.paths and outer.train.paths == inner.train.paths
+
+
+def test_what_trained_is_recognised_a_level_higher_or_lower(wrapped, monkeypatch):
+    monkeypatch.chdir(wrapped)
+    roots = (wrapped, wrapped / "f", Path("."), Path("f"))
+    for trained, now in [(load("folder", a), load("folder", b)) for a in roots for b in roots]:
+        stored = fingerprint(trained.train)
+        assert among(stored, now.train).all() and not among(stored, now.test).any()
+
+
+def test_what_trained_is_recognised_when_images_come_beside_their_one_folder(wrapped):
+    stored = fingerprint(load("folder", wrapped).train)
+    save(wrapped / "0.png")
+    assert len(now := load("folder", wrapped).train) == 81 and among(stored, now).sum() == len(stored["files"])
+
+
+def test_what_checkpoints_keep_of_files_is_what_they_kept_before(wrapped):
+    images = load("folder", wrapped).train
+    hashes = [digest(f"{path.relative_to(wrapped).as_posix()}\0{path.stat().st_size}") for path in images.paths]
+    assert of_files(images).tolist() == [int.from_bytes(each[:8], "big", signed=True) for each in hashes]
+
+
+def test_images_of_one_name_and_size_in_train_and_test_are_two(tmp_path):
+    for kind in ("train", "test"):
+        for name in ("cat", "dog"):
+            save(tmp_path / kind / name / "0.png")
+            save(tmp_path / kind / name / "1.png")
+    dataset, below = load("folder", tmp_path), load("folder", tmp_path / "train")
+    assert not among(fingerprint(dataset.train), dataset.test).any()
+    assert not among(fingerprint(below.train), dataset.test).any()
+    assert among(fingerprint(below.train), dataset.train).sum() == len(below.train)
+
+
+# ------------------------------------------------------------------- labels and names in two forms
+
+
+def forms(name: str) -> list[str]:
+    return [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
+
+
+@pytest.mark.parametrize("parts", [("train/", "test/"), ("", "")])
+def test_a_class_whose_accent_is_written_in_two_ways_is_one(parts):
+    folders = [part + form for part, form in zip(parts, forms("café"))]
+    found = shown(dict.fromkeys([*folders, f"{parts[0]}dog"], 40))
+    assert found.classes == (forms("café")[0], "dog")
+    assert any(forms("café")[1] in name for name, _ in found.train + found.test), "files keep their own names"
+
+
+@pytest.mark.parametrize(("on_disk", "in_file"), [(0, 1), (1, 0)])
+def test_labels_match_names_whose_accents_are_written_in_another_way(tmp_path, on_disk, in_file):
+    root = tmp_path / forms("été")[on_disk]
+    for i in range(40):
+        save(root / f"{forms('é')[on_disk]}{i}.png", (6 * i, 0, 0))
+    rows = [f"{forms('é')[in_file]}{i}.png,{forms('café')[i % 2]}\n" for i in range(0, 40, 2)]
+    rows += [f"{tmp_path}/{forms('été')[in_file]}/{forms('é')[in_file]}{i}.png,dog\n" for i in range(1, 40, 2)]
+    (tmp_path / "l.csv").write_text("".join(rows), encoding="utf-8")
+    dataset = with_labels(load("folder", root), tmp_path / "l.csv")
+    assert dataset.classes == (forms("café")[0], "dog") and len(dataset.labelled) + len(dataset.test) == 40
+    for images in (dataset.labelled, dataset.test):
+        assert (images.pixels[:, 0, 0, 0] // 6 % 2 == images.labels).all()
+
+
+def test_a_path_with_two_classes_is_refused_in_any_form(tmp_path):
+    save(tmp_path / "é.png")
+    (tmp_path / "l.csv").write_text("".join(f"{name}.png,{i}\n" for i, name in enumerate(forms("é"))), encoding="utf-8")
+    with pytest.raises(UserError, match="line 2: é.png has two classes, 0 and 1"):
+        with_labels(load("folder", tmp_path), tmp_path / "l.csv")
+
+
+def test_a_path_on_another_drive_is_unknown(tmp_path, monkeypatch, capsys):
+    for i in range(20):
+        save(tmp_path / f"{i}.png")
+    (tmp_path / "l.csv").write_text("E:/0.png,cat\n" + "".join(f"{i}.png,{i % 2}\n" for i in range(20)))
+    dataset, relpath = load("folder", tmp_path), os.path.relpath
+
+    def windows(path, start):
+        if "E:" in str(path):
+            raise ValueError("path is on mount 'E:', start on mount 'C:'")
+        return relpath(path, start)
+
+    monkeypatch.setattr(os.path, "relpath", windows)
+    labelled = with_labels(dataset, tmp_path / "l.csv")
+    assert "1 of its 21 paths are not among the pictures: E:/0.png" in capsys.readouterr().out
+    assert len(labelled.labelled) + len(labelled.test) == 20 and labelled.classes == ("0", "1")
 
 
 @pytest.mark.parametrize(
