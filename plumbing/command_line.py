@@ -160,6 +160,8 @@ class Settings:
 
     def check_for(self, count: int) -> None:
         """Raises UserError, naming the flag, for values that do not fit count training images."""
+        if count < 2:
+            raise UserError(f"the dataset has {count} training image: at least two are needed")
         if self.batch_size > count:
             images = f"the dataset, which has {count} training images"
             raise UserError(f"--batch-size {self.batch_size} is larger than {images}: try {max(2, count // 2)}")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from plumbing.command_line import Parser, UserError, check_device, flag
 from plumbing.devices import hardware
-from plumbing.files import Dataset
+from plumbing.export import weights_file
+from plumbing.files import DEEP, Dataset
 from plumbing.outputs import output, save_text
 from plumbing.scores import cautions, neighbours, summary
 
@@ -30,7 +31,8 @@ def evaluation_options(parser: Parser, datasets: tuple[str, ...]) -> Parser:
     parser.add_argument("--k", type=int, default=200, help="neighbours of kNN [200]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--json", type=output, metavar="FILE", help="write the figures there, as fractions of 1")
-    parser.add_argument("--export", type=output, metavar="FILE", help="write the backbone's state_dict there and stop")
+    words = "write the backbone's state_dict there, what rebuilds it into a .json beside it, and stop"
+    parser.add_argument("--export", type=weights_file, metavar="FILE", help=words)
     parser.add_argument("--features", type=output, metavar="FILE", help="write all features there (.npz) and stop")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="CSV with path,class per line: labels for a folder")
     return parser
@@ -82,9 +84,19 @@ def dataset_options(config: dict, args: argparse.Namespace) -> dict:
     return options | {key: config[key] for key in ("cache_gb", "workers", "cache_dir", "fit") if key in config}
 
 
+def another_range(checkpoint: dict, dataset: Dataset) -> list[str]:
+    """A line if pictures of more than 8 bits per value have another `Range` than in training."""
+    before, now = checkpoint.get("span"), dataset.test.span
+    if not before or not now or tuple(before) == (now.low, now.high):
+        return []
+    words = "{:g} to {:g} became 0 to 255 in training, {:g} to {:g} here".format(*before, now.low, now.high)
+    return [f"caution: pictures of {DEEP}: {words}"]
+
+
 def report(results: dict, checkpoint: dict, dataset: Dataset, args: argparse.Namespace, started: float) -> None:
     """Write the figures to --json, and print them as a table with what to beware of."""
-    notes, k = cautions(checkpoint, dataset), neighbours(args.k, dataset.labelled.labels)
+    notes = cautions(checkpoint, dataset) + another_range(checkpoint, dataset)
+    k = neighbours(args.k, dataset.labelled.labels)
     save_results(results | {"k": k}, checkpoint["config"], args, notes)  # before: the reader may be gone
     print(summary(dataset, args.k, time.perf_counter() - started))
     rows = "untrained: before its first step; raw: the pixels alone; majority: the largest class as every answer"

@@ -10,18 +10,36 @@ from pathlib import Path
 from torch import nn
 from torchvision.models import ResNet, VisionTransformer
 
-from plumbing.files import GREY
+from plumbing.command_line import UserError
+from plumbing.files import DEEP, GREY
 from plumbing.image_ops import MEAN, STD
-from plumbing.outputs import save_tensors, save_text
+from plumbing.outputs import output, save_tensors, save_text
 
 ROUNDED = ("image_size", "patch_size", "hidden_dim", "mlp_dim")
+
+
+def weights_file(place: str) -> Path:
+    """The `type` of --export: an `output`, and what its recipe would replace is a recipe too."""
+    file, beside = output(place), output(beside_of(Path(place)))
+    if beside.exists():
+        try:
+            ours = "lines" in dict(json.loads(beside.read_text()))
+        except (OSError, ValueError, TypeError, RecursionError):
+            ours = False
+        if not ours:
+            raise UserError(f"{place}: would replace {beside}, which no --export wrote; name another file")
+    return file
+
+
+def beside_of(file: Path) -> Path:
+    return file.with_suffix(".json") if file.suffix != ".json" else file.with_suffix(".recipe.json")
 
 
 def export(backbone: nn.Module, config: dict, file: Path) -> None:
     """Write the weights to file and what rebuilds the network next to it, and print the lines."""
     recipe = recipe_of(backbone, config)
     lines = lines_of(recipe, file.name)
-    beside = file.with_suffix(".json") if file.suffix != ".json" else file.with_suffix(".recipe.json")
+    beside = beside_of(file)
     save_tensors(backbone.state_dict(), file, "--export")
     save_text(json.dumps(recipe | {"lines": lines.splitlines()}, indent=1) + "\n", beside, "--export")
     print(f"{file}: the {config['arch']} backbone, a plain state_dict; {beside}: what rebuilds it. In Python:\n")
@@ -70,7 +88,11 @@ def lines_of(recipe: dict, name: str) -> str:
         f"normalize = torchvision.transforms.Normalize({mean}, {std})",
         "\n",
         f"def prepared(file):  # (1, 3, {side}, {side}), the {shown} of a picture",
-        '    image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")',
+        "    image = ImageOps.exif_transpose(Image.open(file))",
+        '    if image.mode.startswith(("I", "F")):',
+        f'        raise ValueError(f"{{file}}: {DEEP}; scale them to 0 to 255 as training did")',
+        '    image = image.convert("RGBA")',
+        '    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")',
         f"    image = ImageOps.{how}(image, ({side}, {side}), Image.Resampling.BILINEAR{grey})",
         "    return normalize(torchvision.transforms.functional.to_tensor(image))[None]",
         "\n",

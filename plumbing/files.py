@@ -12,12 +12,14 @@ import os
 import signal
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from tqdm import tqdm
 
@@ -50,12 +52,29 @@ class Range:
 
         Whole numbers from 0 have a range of so many bits: 0 to 4095 if the largest is 3000.
         """
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(threads()) as pool:
             readable = [each for each in pool.map(extremes, paths) if each]
         lows, highs, whole = zip(*readable or [(0, 1, True)])
         if all(whole) and min(lows) >= 0:
             return cls(0, 2 ** max(1, int(max(highs)).bit_length()) - 1)
         return cls(float(min(lows)), float(max(highs)))
+
+
+def threads() -> int:
+    """How many files are decoded at a time: each is a whole picture in memory."""
+    return min(8, os.cpu_count() or 1)
+
+
+def opened(path: Path) -> Image.Image:
+    """`Image.open`, but of a JPEG any size: `draft` makes it small before it is decoded."""
+    try:
+        return Image.open(path)
+    except Image.DecompressionBombError:
+        with suppress(SyntaxError):  # it is no JPEG
+            image = JpegImageFile(path)
+            if "progressive" not in image.info:  # one that is keeps all its numbers while it is decoded
+                return image
+        raise
 
 
 def extremes(path: Path) -> tuple[float, float, bool] | None:
@@ -78,11 +97,11 @@ def decode(path: Path, side: int, fit: str = "crop", span: Range | None = None) 
     what Pillow raises (UNREADABLE), and ValueError for a value that is not finite, and for a DEEP
     file without a span.
     """
-    with Image.open(path) as image:
+    with opened(path) as image:
         image.draft("RGB", (side, side))  # JPEG: skip resolution that is not needed
         if image.width * image.height > 2**26:
             raise ValueError("more than 67 million pixels, which would take gigabytes to decode")
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)  # here and below, a copy would be of full size
         if image.mode.startswith(("I", "F")):
             if span is None:
                 raise ValueError(DEEP)
@@ -90,7 +109,7 @@ def decode(path: Path, side: int, fit: str = "crop", span: Range | None = None) 
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB")
+        image = image if image.mode == "RGB" else image.convert("RGB")
         if image.size != (side, side):
             if fit == "pad":
                 image = ImageOps.pad(image, (side, side), Image.Resampling.BILINEAR, color=GREY)
@@ -114,7 +133,7 @@ def sample(paths: list[Path], count: int = 64) -> tuple[list[tuple[int, int]], b
     sizes, halved = [], False
     for path in paths[:: max(1, len(paths) // count)]:
         try:
-            with Image.open(path) as image:
+            with opened(path) as image:
                 coloured = not image.mode.startswith(("I", "F"))
                 halved |= coloured and any(";16" in str(tile[3]) for tile in image.tile)
                 turned = image.width != image.height and image.getexif().get(274, 1) in (5, 6, 7, 8)
@@ -211,6 +230,7 @@ class Images:
                     _Files(replace(self)),
                     batch_sampler=batches,
                     num_workers=self.workers,
+                    generator=torch.Generator(),  # a loader draws a number: not from the generator of the views
                     worker_init_fn=_leave_ctrl_c_to_the_main_process,
                 )
             for pixels, index in loaded(loader):
@@ -341,7 +361,7 @@ def decode_all(
             images, readable, reasons = _read(images, in_memory, cache_dir, most, bar)
             bad |= {images.paths[i]: why for i, why in reasons.items()}
             span = images.span
-            done.append(images if readable.all() else images.take(readable.nonzero()[:, 0]))
+            done.append(images if readable.all() else _without_others(images, readable.nonzero()[:, 0]))
     if bad:
         named = ", ".join(f"{path} ({why})" for path, why in list(bad.items())[:5]) + (" …" if len(bad) > 5 else "")
         say(f"skipped {len(bad)} of {total} images that cannot be read: {named}")
@@ -349,6 +369,16 @@ def decode_all(
         path, why = next(iter(bad.items()))
         raise UserError(f"--data-dir: none of its {total} images can be read, for instance {path} ({why})")
     return _with_parts(dataset, *done)
+
+
+def _without_others(images: Images, kept: Tensor) -> Images:
+    """The images of these ascending numbers, in the same memory: `take` needs as much again."""
+    few, pixels = replace(images, pixels=None).take(kept), images.pixels
+    if pixels is not None:
+        for start, rows in zip(range(0, len(kept), 1024), kept.split(1024)):
+            pixels[start : start + len(rows)] = pixels[rows]  # each moves to a place before those that still wait
+        few.pixels = pixels[: len(kept)]
+    return few
 
 
 def _with_parts(dataset: Dataset, train: Images, test: Images | None = None) -> Dataset:
@@ -408,7 +438,7 @@ def _decode(images: Images, numbers: list[int], pixels: Tensor | None, readable:
             return reason(error, images.paths[i])
 
     reasons = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets go of the interpreter while it decodes
+    with ThreadPoolExecutor(threads()) as pool:  # Pillow lets go of the interpreter while it decodes
         for start in range(0, len(numbers), 1024):  # in pieces, so that few decoded images wait at a time
             piece = numbers[start : start + 1024]
             for i, image in zip(piece, pool.map(attempt, piece)):

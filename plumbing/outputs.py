@@ -5,6 +5,7 @@ One check (`output`), one writer (`replacing`) and one lock (`locked`) serve eve
 
 import errno
 import os
+import time
 import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ except ImportError:  # Windows: without locks
     fcntl = None
 
 RUN_FILES = {"last.pt", "config.json", "metrics.jsonl", "progress.png"}
+WAITS = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between attempts to replace a file
 HELD: dict[str, int] = {}  # the open folders whose locks this process holds
 
 
@@ -55,6 +57,16 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}.part")
 
 
+def _replace(beside: Path, path: Path) -> None:
+    """Put a file in the place of another. Windows refuses while a reader holds that one."""
+    for seconds in WAITS:
+        with suppress(PermissionError):
+            beside.replace(path)
+            return
+        time.sleep(seconds)
+    beside.replace(path)
+
+
 @contextmanager
 def replacing(path: Path, name: str):
     """Yields a place next to `path` to write to, which replaces `path` only if all went well.
@@ -66,7 +78,7 @@ def replacing(path: Path, name: str):
     beside = _beside(path)
     try:
         yield beside
-        beside.replace(path)
+        _replace(beside, path)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         full = getattr(error, "errno", errno.ENOSPC) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         reason, kept = str(error).splitlines()[0], "; what was there before is untouched" if path.is_file() else ""

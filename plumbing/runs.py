@@ -75,6 +75,8 @@ def _check_content(checkpoint: dict) -> None:
     for row in checkpoint["history"]:
         names = ["epoch", "step", "loss", "lr", "seconds"] + ["nce"] * bool(bank) + [n for n in LOOKS if n in row]
         _check_types(row, dict.fromkeys(names, NUMBER))
+    low, high = checkpoint.get("span") or (0, 1)
+    _check_types({"low": low, "high": high}, {"low": NUMBER, "high": NUMBER})
     files = images and images["files"]
     if (bank and bank["weight"].ndim != 2) or (images and (files.dtype, files.ndim) != (torch.long, 1)):
         raise UserError("the rows of its bank, or its list of images, have another shape")
@@ -183,10 +185,12 @@ def _resumed(config_class, place: str, given: dict):
         if getattr(before, name):  # a stranger's checkpoint must not choose what code runs
             had = f"{flag(name)} {getattr(before, name)}"
             raise UserError(f"--resume {place}: the run was trained with {had}: name the file again")
-    home = Path(place) if Path(place).is_dir() else Path(place).parent
-    config = replace(before, **({"out": str(home)} | given))
-    if config.folder() != home:
-        refuse_to_replace(config.folder())
+    file = Path(place) / "last.pt" if Path(place).is_dir() else Path(place)
+    config = replace(before, **({"out": str(file.parent)} | given))
+    last = config.folder() / "last.pt"
+    if last.exists() and not last.samefile(file):
+        problem = f"{config.folder()} holds a run, whose last.pt would be replaced"
+        raise UserError(f"--resume {place}: {problem}; name another folder with --out")
     return config, checkpoint
 
 
@@ -209,6 +213,7 @@ class Journal:
     def __init__(self, config, run, images, resume: dict | None = None):
         self.config, self.run, self.count, self.path = config, run, len(images), config.folder()
         self.images = fingerprint(images)
+        self.span = images.span and [images.span.low, images.span.high]  # of pictures of more than 8 bits
         self.per_epoch = self.count // config.batch_size  # the last images of an epoch's order wait for the next
         self.total, self.lr = config.epochs * self.per_epoch, config.lr
         self.step, self.seconds, self.history = 0, 0.0, []
@@ -305,7 +310,7 @@ class Journal:
             raise self.diverged()
         state = self.run.state()  # in every process: a bank in parts is collected from all
         progress = {"config": asdict(self.config), "step": self.step, "sums": self.sums.cpu()}
-        progress |= {"seconds": self.seconds, "history": self.history, "images": self.images}
+        progress |= {"seconds": self.seconds, "history": self.history, "images": self.images, "span": self.span}
         if not self.quiet:
             save_tensors(state | progress, self.path / "last.pt", "the checkpoint")
             self._save_metrics()

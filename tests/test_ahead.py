@@ -47,6 +47,14 @@ def test_a_run_that_reads_ahead_is_the_run_in_memory_to_the_last_bit(tiny, tmp_p
     same(tmp_path / "memory", tmp_path / "disk")
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_without_a_window_a_run_from_disk_is_the_run_in_memory_to_the_last_bit(tiny, tmp_path, workers):
+    """Starting to read draws no number that the views would have drawn."""
+    train(tiny(out=str(tmp_path / "memory"), **(WINDOW | {"window": 0})))
+    train(tiny(out=str(tmp_path / "disk"), **(WINDOW | {"window": 0} | DISK | {"workers": workers})))
+    same(tmp_path / "memory", tmp_path / "disk")
+
+
 def test_an_image_is_read_once_while_it_is_in_the_window(tiny, read):
     """Six passes of a window that slides by 16: all of the first, and then those that enter."""
     config = tiny(**WINDOW, **DISK)

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from models import encoder_of
 from plumbing.command_line import Parser, UserError
 from plumbing.evaluation import accuracy_table, dataset_options, evaluation_options
 from plumbing.features import extract, random_images, raw_pixels, settle_batchnorm
-from plumbing.files import Images
+from plumbing.files import Images, decode
 from plumbing.fingerprints import twins
 from plumbing.image_ops import normalize, whole_image
 from plumbing.outputs import save_tensors
@@ -270,6 +271,65 @@ def test_the_printed_lines_rebuild_any_run(tmp_path, monkeypatch, arch, size, wi
     assert torch.equal(names["model"](names["normalize"](pixels)), encoder.features(normalize(pixels).contiguous()))
 
 
+def noise(mode):
+    """A picture of noise in that mode; "tRNS" is RGB with one colour that is transparent."""
+    values = np.random.default_rng(0).integers(0, 256, (40, 48, 4), dtype=np.uint8)
+    image = Image.fromarray(values)
+    return image.convert("RGB" if mode == "tRNS" else mode)
+
+
+MODES = {
+    "RGB": ("png", {}), "RGBA": ("png", {}), "LA": ("png", {}), "L": ("png", {}), "1": ("png", {}), "CMYK": ("tif", {}),
+    "P": ("png", {"transparency": 7}), "tRNS": ("png", {"transparency": (0, 0, 0)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_printed_lines_show_a_picture_as_training_saw_it(tmp_path, monkeypatch, mode):
+    checkpoint_of(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert program.main(["last.pt", "--export", "it.pt"]) == 0
+    exec("\n".join(json.loads((tmp_path / "it.json").read_text())["lines"]), names := {})
+    suffix, options = MODES[mode]
+    image = noise(mode)
+    image.paste(0, (0, 0, 24, 40)) if mode == "tRNS" else None
+    image.save(tmp_path / f"it.{suffix}", **options)
+    pixels = torch.from_numpy(decode(tmp_path / f"it.{suffix}", 32)).float() / 255
+    assert torch.equal(names["prepared"](f"it.{suffix}"), names["normalize"](pixels)[None])
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_the_printed_lines_refuse_what_only_training_knew_how_to_scale(tmp_path, monkeypatch, kind):
+    checkpoint_of(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert program.main(["last.pt", "--export", "it.pt"]) == 0
+    exec("\n".join(json.loads((tmp_path / "it.json").read_text())["lines"]), names := {})
+    Image.fromarray(np.full((40, 48), 999, dtype=kind)).save("deep.tif")
+    with pytest.raises(ValueError, match="^deep.tif: more than 8 bits per value; scale them to 0 to 255 .*$"):
+        names["prepared"]("deep.tif")
+
+
+@pytest.mark.parametrize("content", ['{"knn": 0.5}', "[1, 2]", "3", '"lines"', "no JSON", "[" * 10**5])
+def test_an_export_replaces_no_file_that_is_not_an_exports(tmp_path, monkeypatch, capsys, content):
+    checkpoint_of(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert program.main(["last.pt", "--export", "it.pt"]) == program.main(["last.pt", "--export", "it.pt"]) == 0
+    Path("backbone.json").write_text(content)
+    capsys.readouterr()
+    monkeypatch.setattr(program, "read_checkpoint", lambda *_: pytest.fail("it began to work"))
+    assert program.main(["last.pt", "--export", "backbone.pt"]) == 2
+    error = capsys.readouterr().err
+    assert "--export: backbone.pt: would replace backbone.json, which no --export wrote" in error
+    assert error.count("\n") == 1 and Path("backbone.json").read_text() == content and not Path("backbone.pt").exists()
+
+
+def test_an_export_does_not_replace_the_settings_of_a_run(run, capsys):
+    before = (run / "config.json").read_bytes()
+    assert program.main([str(run), "--export", str(run / "config.pt")]) == 2
+    assert "config.json: belongs to a run" in capsys.readouterr().err
+    assert (run / "config.json").read_bytes() == before and not (run / "config.pt").exists()
+
+
 # ----------------------------------------------------------------------------------------- refusals
 
 
@@ -382,6 +442,30 @@ def test_unbalanced_classes_get_balanced_accuracies_and_the_majoritys_share(run,
     assert set(measured["trained"]) == {"knn", "linear", "knn_balanced", "linear_balanced"}
     assert measured["majority"]["knn"] == pytest.approx(20 / 24) and measured["majority"]["knn_balanced"] == 0.5
     assert measured["k"] == 11
+
+
+def deep(folder, top):
+    """16 training and 8 test pictures of 16 bits, of two classes, with values up to top."""
+    for split, count in (("train", 8), ("test", 4)):
+        for name, share in (("a", 1), ("b", 2)):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                value = top // share - (i + 8 * (split == "test")) * top // 64
+                Image.fromarray(np.full((16, 16), value, dtype=np.uint16)).save(folder / split / name / f"{i}.png")
+    return folder
+
+
+def test_another_range_of_16_bit_pictures_than_in_training_is_said(tmp_path):
+    place, out = deep(tmp_path / "twelve", 4000), tmp_path / "run"
+    train.train(train.Config(**(TINY | {"data_dir": str(place), "out": str(out), "epochs": 1, "batch_size": 8})))
+    assert read_checkpoint(out)["span"] == [0, 4095] and figures_of(out, place, tmp_path)["cautions"] == []
+    (caution,) = figures_of(out, deep(tmp_path / "sixteen", 60_000), tmp_path)["cautions"]
+    words = "0 to 4095 became 0 to 255 in training, 0 to 65535 here"
+    assert caution == f"caution: pictures of more than 8 bits per value: {words}"
+    old = torch.load(out / "last.pt", weights_only=True)
+    del old["span"]
+    torch.save(old, tmp_path / "old.pt")
+    assert figures_of(tmp_path / "old.pt", tmp_path / "sixteen", tmp_path)["cautions"] == []
 
 
 @pytest.mark.parametrize(

@@ -2,29 +2,35 @@
 
 import io
 import json
+import math
 import multiprocessing
 import os
 import re
 import runpy
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from PIL import Image
 from processes import Forked
 
 import eval_linear
 import train as program
 from data import load
+from plumbing import files
 from plumbing.command_line import DataLost, Stream, UserError, command, loaded
 from plumbing.files import Images, decode
-from plumbing.outputs import HELD, locked, replacing, save_text
+from plumbing.outputs import HELD, WAITS, locked, replacing, save_text
 from plumbing.runs import Interrupted, read_checkpoint
 from train import Config, train
 
@@ -116,6 +122,30 @@ def test_a_failed_clean_up_does_not_hide_why_the_writing_failed(tmp_path, monkey
         denied()
 
 
+@pytest.mark.parametrize("refusals", [2, 99])
+def test_a_reader_that_holds_the_file_is_waited_for_but_not_forever(tmp_path, monkeypatch, refusals):
+    """As on Windows, where a file that is open cannot be replaced."""
+    plain, calls, waited = Path.replace, [], []
+
+    def held(path, target):
+        calls.append(1)
+        if len(calls) <= refusals:
+            raise PermissionError(13, "Access is denied")
+        return plain(path, target)
+
+    monkeypatch.setattr(Path, "replace", held)
+    monkeypatch.setattr("plumbing.outputs.time.sleep", waited.append)
+    (tmp_path / "x").write_text("old")
+    if refusals == 2:
+        save_text("new", tmp_path / "x", "it")
+        assert (tmp_path / "x").read_text() == "new" and len(waited) == 2
+    else:
+        with pytest.raises(UserError, match=r"Access is denied\); what was there before is untouched"):
+            save_text("new", tmp_path / "x", "it")
+        assert (tmp_path / "x").read_text() == "old" and waited == list(WAITS) and 2 < sum(waited) < 5
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
 # ----------------------------------------------------------------------------------- 2. two at once
 
 
@@ -197,6 +227,9 @@ CHANGES = {
     "true for the list of images": put(True, "images"),
     "words for the list of images": put("x", "images", "files"),
     "fractions for the list of images": put(torch.zeros(96), "images", "files"),
+    "words for a range of values": put(["low", "high"], "span"),
+    "a range of values without end": put([0.0, math.inf], "span"),
+    "a range of one value": put([1.0], "span"),
 }
 
 
@@ -235,6 +268,22 @@ def test_a_checkpoint_names_no_place_outside_that_is_written_to(copy, tmp_path, 
     assert (config["cache_dir"], config["data_dir"]) == ("runs/decoded", "data")
     (tmp_path / "outside" / "cifar-10-batches-py").mkdir(parents=True)
     assert read_checkpoint(str(place), Config)["config"]["data_dir"] == str(tmp_path / "outside"), "it is read there"
+
+
+def test_a_checkpoint_beside_another_run_does_not_replace_that_run(run, tmp_path, capsys):
+    other, before = tmp_path / "other", (run / "last.pt").read_bytes()
+    other.mkdir()
+    (other / "last.pt").write_bytes(before)
+    (other / "old.pt").write_bytes(before)
+    words = f"--resume {other / 'old.pt'}", f"{other} holds a run", "name another folder with --out"
+    for line in ([], ["--out", other]):
+        refused(capsys, program.main, ["--resume", other / "old.pt", *line], *words)
+    assert sorted(path.name for path in other.iterdir()) == ["last.pt", "old.pt"]
+    here, elsewhere = other / ".." / "other", tmp_path / "new"
+    for line in (["old.pt", "--out", elsewhere], [""], ["last.pt", "--out", here]):
+        assert program.main(["--resume", str(other / line[0]), *map(str, line[1:])]) == 0
+    (other / "last.pt").unlink()
+    assert program.main(["--resume", str(other / "old.pt")]) == 0, "nothing would be replaced"
 
 
 # --------------------------------------------------------------------------------- 5. command lines
@@ -425,12 +474,93 @@ def test_a_signal_to_the_whole_group_is_saved_like_one_to_the_run(flags, tmp_pat
 
 
 def test_an_image_that_would_take_gigabytes_is_left_out(tmp_path):
-    from PIL import Image
-
     Image.new("1", (12_000, 12_000)).save(tmp_path / "small.png")
     assert (tmp_path / "small.png").stat().st_size < 50_000
     with pytest.raises(ValueError, match="67 million pixels"):
         decode(tmp_path / "small.png", 32)
+
+
+def huge_jpeg(path, side, **options):
+    """A grey JPEG of side x side pixels: the head of a small one, and enough blocks."""
+    Image.new("L", (16, 16), 128).save(path, "JPEG", **options)
+    raw = bytearray(path.read_bytes())
+    frame, scan = raw.index(b"\xff\xc2" if options else b"\xff\xc0"), raw.index(b"\xff\xda")
+    raw[frame + 5 : frame + 9] = struct.pack(">HH", side, side)
+    blocks = (side // 8) ** 2
+    path.write_bytes(raw[: scan + 10] + b"\x28\xa2\x8a" * (blocks // 4) + b"\xff\xd9")  # four blocks of 6 bits each
+
+
+def test_a_photograph_of_a_phone_may_have_200_megapixels(tmp_path):
+    huge_jpeg(tmp_path / "huge.jpg", 14_400)
+    assert (decode(tmp_path / "huge.jpg", 32) == 128).all()
+    assert files.sample([tmp_path / "huge.jpg"])[0] == [(14_400, 14_400)]
+
+
+def icon_with_a_huge_png(path):
+    png = b"\x89PNG\r\n\x1a\n"
+    head = struct.pack(">IIBBBBB", 14_000, 14_000, 8, 6, 0, 0, 0)
+    for name, content in ((b"IHDR", head), (b"IDAT", zlib.compress(bytes(99)))):
+        png += struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    entry = struct.pack("<BBBBHHII", 32, 32, 0, 0, 1, 32, len(png), 22)
+    path.write_bytes(struct.pack("<HHH", 0, 1, 1) + entry + png)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [icon_with_a_huge_png, lambda path: huge_jpeg(path, 14_400, progressive=True)],
+    ids=["icon", "progressive"],
+)
+def test_what_would_be_decoded_at_full_size_keeps_pillows_limit(tmp_path, write):
+    write(tmp_path / "huge")
+    with pytest.raises(Image.DecompressionBombError, match="exceeds limit of .* pixels"):
+        decode(tmp_path / "huge", 32)
+
+
+def test_no_picture_is_copied_at_full_size(tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (300, 200), (9, 99, 199)).save(tmp_path / "turned.png", exif=exif)
+    Image.new("RGB", (300, 200), (9, 99, 199)).save(tmp_path / "upright.png")
+    monkeypatch.setattr(Image.Image, "copy", lambda image: pytest.fail(f"a copy of {image.size}"))
+    monkeypatch.setattr(Image.Image, "transpose", lambda image, _: pytest.fail(f"a copy of {image.size}"))
+    for name in ("turned.png", "upright.png"):
+        assert (decode(tmp_path / name, 32) == np.array([9, 99, 199])[:, None, None]).all()
+
+
+def test_an_unreadable_file_takes_no_second_copy_of_the_pixels(pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "some")
+    whole = load("folder", tmp_path / "some").train
+    bad = [3, 4, 50, 95]
+    for i in bad:
+        whole.paths[i].write_bytes(b"no image")
+    images, kept = load("folder", tmp_path / "some").train, torch.tensor([i for i in range(96) if i not in bad])
+    assert len(images) == 92 and torch.equal(images.pixels, whole.pixels[kept])
+    assert torch.equal(images.labels, whole.labels[kept]) and images.paths == [whole.paths[i] for i in kept.tolist()]
+    assert images.pixels.untyped_storage().nbytes() == whole.pixels.nbytes, "the same memory, and a few bytes behind"
+
+
+def test_moving_rows_does_not_change_the_decoded_images_that_are_kept(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "FEW", 10)
+    shutil.copytree(pictures, tmp_path / "some")
+    sorted((tmp_path / "some" / "train").rglob("*.png"))[7].write_bytes(b"no image")
+    first, again, third = (load("folder", tmp_path / "some", cache_dir=tmp_path / "kept").train for _ in range(3))
+    assert len(first) == 95 and torch.equal(first.pixels, again.pixels) and torch.equal(first.pixels, third.pixels)
+
+
+def test_rows_move_down_over_more_than_one_piece():
+    pixels = torch.randint(0, 256, (5000, 3, 2, 2), dtype=torch.uint8)
+    kept = (torch.rand(5000) < 0.7).nonzero()[:, 0]
+    expected, images = pixels[kept], files._without_others(Images(pixels, labels=torch.arange(5000)), kept)
+    assert torch.equal(images.pixels, expected) and torch.equal(images.labels, kept)
+
+
+def test_at_most_eight_pictures_are_decoded_at_a_time(pictures, monkeypatch):
+    pools, plain = [], files.ThreadPoolExecutor
+    monkeypatch.setattr(files, "ThreadPoolExecutor", lambda count: pools.append(count) or plain(count))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    load("folder", pictures)
+    files.Range.of(sorted(pictures.rglob("*.png"))[:2])
+    assert pools == [8, 8, 8]
 
 
 # -------------------------------------------------------------- 8., 9., 11. places, memory, signals
