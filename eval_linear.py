@@ -41,7 +41,7 @@ def knn(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, k=200, tempe
     """
     train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
     k, classes, answers = min(k, len(train)), int(labels.max()) + 1, []
-    for features in test.split(1000):
+    for features in test.split(max(1, min(1000, 10**8 // len(train)))):  # (b, N) similarities: 400 MB
         nearest, index = (features @ train.T).topk(k)  # (b, k)
         votes = features.new_zeros(len(features), classes)
         votes.scatter_add_(1, labels[index], (nearest / temperature).exp())

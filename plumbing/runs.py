@@ -151,14 +151,22 @@ def configure(config_class, recipes: dict, argv: list[str] | None, description: 
         return _resumed(config_class, resume, given)
     config = config_class(**(recipes[recipe or "laptop"] | given))
     config.check()
-    for name, why in config.ignored().items():
-        if name in given:
-            raise UserError(f"{flag(name)} means nothing with {why}: leave it out")
+    _refuse_idle(config, given)
     refuse_to_replace(config.folder(), overwrite)
     if automatic and not recipe and config.dataset == "folder":
         config = replace(config, **chosen(config.data_dir, given))
     config.overwrite = overwrite
     return config, None
+
+
+def _refuse_idle(config, given: dict) -> None:
+    """Raises UserError for a flag that does nothing, and for SGD with Muon's weight decay."""
+    for name, why in config.ignored().items():
+        if name in given:
+            raise UserError(f"{flag(name)} means nothing with {why}: leave it out")
+    if config.optimizer == "sgd" and config.lr * config.weight_decay > 0.05 * (1 - config.sgd_momentum):
+        problem = f"SGD at rate {config.lr:g} with weight decay {config.weight_decay:g} shrinks the weights to nothing"
+        raise UserError(f"--optimizer sgd: {problem}; try --weight-decay 1e-4")
 
 
 def refuse_to_replace(folder: Path, overwrite: bool = False) -> None:

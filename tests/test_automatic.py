@@ -89,7 +89,7 @@ def test_a_flag_wins_and_takes_along_what_was_chosen_with_it(folder):
     assert (config.eval_size, config.width, config.lr) == (Config.eval_size, 32, Config.lr)
     config = configured(folder(), "--arch", "resnet18")
     assert (config.arch, config.width, config.size) == ("resnet18", Config.width, 96)
-    assert configured(folder(), "--optimizer", "sgd").lr == Config.lr
+    assert configured(folder(), "--optimizer", "sgd", "--weight-decay", "1e-4").lr == Config.lr
     given = configured(folder(), "--size", str(Config.size), "--epochs", "7", "--lr", "0.3", "--visits", "2")
     assert (given.size, given.epochs, given.lr, given.visits) == (Config.size, 7, 0.3, 2)
 

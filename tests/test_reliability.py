@@ -31,7 +31,7 @@ from plumbing import files
 from plumbing.command_line import DataLost, Stream, UserError, command, loaded
 from plumbing.files import Images, decode
 from plumbing.outputs import HELD, WAITS, locked, replacing, save_text
-from plumbing.runs import Interrupted, read_checkpoint
+from plumbing.runs import Interrupted, configure, read_checkpoint
 from train import Config, train
 
 ROOT = Path(__file__).parent.parent
@@ -320,6 +320,14 @@ def test_absurd_values_are_refused(line, message, capsys):
 )
 def test_options_that_do_nothing_with_the_others_are_refused(line, why, capsys):
     refused(capsys, program.main, line, f"{line[0]} means nothing with {why}: leave it out")
+
+
+def test_sgd_does_not_take_muons_weight_decay(capsys):
+    """Which would shrink the weights by a fifth in a step; 1e-4 and a small rate do not."""
+    refused(capsys, program.main, ["--optimizer", "sgd"], "shrinks the weights to nothing; try --weight-decay 1e-4")
+    for line in (["--weight-decay", "1e-4"], ["--lr", "0.001"]):
+        config, _ = configure(Config, program.RECIPES, ["--optimizer", "sgd", *line], "")
+        assert config.optimizer == "sgd"
 
 
 def test_an_export_takes_no_options_that_it_would_ignore(run, tmp_path, capsys):

@@ -53,8 +53,8 @@ logging.disable()
 KINDS = {"checkpoints": 2000, "images": 5000, "annotations": 60, "lines": 800, "kills": 150, "starved": 40, "pairs": 15}
 TINY = dict(
     dataset="folder", arch="resnet10", width=8, size=16, dim=16, hidden=16, batch_size=16, bank_momentum=0.9,
-    negatives=0, epochs=3, lr=0.1, optimizer="sgd", window=0, warmup=0.0, device="cpu", precision="fp32", knn_every=0,
-    cache_dir="", seed=0,
+    negatives=0, epochs=3, lr=0.1, optimizer="sgd", weight_decay=1e-4, window=0, warmup=0.0, device="cpu",
+    precision="fp32", knn_every=0, cache_dir="", seed=0,
 )  # fmt: skip
 ABSURD = (
     None, "x", "", -1, 0, 1, 10**9, 10**30, 1e30, float("nan"), float("inf"), True, [], {}, [1], b"x", (1, 2),
