@@ -6,14 +6,14 @@ decay, batch size, smallest crop and the method's own setting are those that ser
 search of equal size for each (lab/studies/field_search.py).
 
     NPID        our bank with a random start, NPID's rule and NPID's m (arXiv 1805.01978)
-    parametric  instance classification with a classifier that SGD trains (arXiv 2006.14618). A bank
-                can play that part: for a unit row w, w + a g has the direction of m w + (1 - m) g
-                with a = (1 - m) / m, so the corrected rule is a step of projected gradient descent.
-                SGD with the network's lr 0.1 and momentum 0.9, on the mean over a batch of 128 with
-                tau 0.07, gives a = 0.1 / (1 - 0.9) / 128 / 0.07 = 0.11, which is m = 0.9. The
-                classifier starts at random.
+    parametric  instance classification with a classifier that SGD trains, and a window of images
+                (PIC, arXiv 2006.14618). A bank can play the classifier's part: for a unit row w,
+                w + a g has the direction of m w + (1 - m) g with a = (1 - m) / m, so the corrected
+                rule is a step of projected gradient descent. Rows start at random. m plays the
+                classifier's rate; lab/studies/field_checks.py chose it. In PIC an image that
+                returns to the window finds its row as it left it, here a new one.
 
-Both have every image in the bank. The bank of one window is ours alone.
+NPID has every image in the bank.
 """
 
 from dataclasses import replace
@@ -32,7 +32,7 @@ NAMES = {
 OURS = {
     "ours": {},
     "npid": dict(bank_init="random", bank_update="npid", bank_momentum=0.5, window=0),
-    "parametric": dict(bank_init="random", bank_momentum=0.9, window=0),
+    "parametric": dict(bank_init="random", bank_momentum=0.75),
 }
 LR = {  # of SGD for a batch of 128, the best of the first search (lab/studies/field_lr.py)
     "ours": 0.1, "npid": 0.0125, "parametric": 0.1, "simclr": 0.24, "moco": 0.12, "mocov2": 0.12, "byol": 0.96,
@@ -93,11 +93,13 @@ def best(file: Path) -> dict[str, dict]:
 def with_sgd(base: LabConfig, method: str, lr: float = 0.0) -> LabConfig:
     """base with a method of NAMES as the first round compared it: SGD, and no windows.
 
-    lr is for a batch of 128; 0 takes the method's own.
+    lr is for a batch of 128; 0 takes the method's own. The classifier had m = 0.9, which is SGD at
+    rate 0.1 with momentum 0.9: a = 0.1 / (1 - 0.9) / 128 / 0.07 for a batch of 128 and tau 0.07.
     """
     decay = base.weight_decay if method in OURS else 5e-4
     rate = (lr or LR[method]) * base.batch_size / 128
-    return replace(method_on(base, method), optimizer="sgd", lr=rate, window=0, weight_decay=decay)
+    config = replace(method_on(base, method), optimizer="sgd", lr=rate, window=0, weight_decay=decay)
+    return replace(config, bank_momentum=0.9) if method == "parametric" else config
 
 
 def at_scale(base: LabConfig, scale: str) -> LabConfig:

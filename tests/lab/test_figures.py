@@ -380,7 +380,9 @@ def test_convergence_is_drawn_against_the_measured_rate_where_there_is_one(monke
 def test_a_field_s_methods_keep_to_their_own_settings():
     default = field.base_of(base("cpu"))
     ours, parametric, byol = (field.contestant(default, method) for method in ("ours", "parametric", "byol"))
-    assert (parametric.bank_init, parametric.bank_momentum, parametric.window) == ("random", 0.9, 0)
+    assert (parametric.bank_init, parametric.window) == ("random", default.window), "PIC's window"
+    first = field.with_sgd(base("cpu"), "parametric")
+    assert (first.bank_init, first.bank_momentum, first.window, first.optimizer) == ("random", 0.9, 0, "sgd")
     assert (byol.method, byol.window, byol.dim) == ("byol", 0, sweeper.ROUND_ONE["dim"])
     assert ours.window == default.window and byol.width == ours.width == 16
     assert field.with_sgd(replace(base("cpu"), batch_size=512), "byol", 0.06).lr == pytest.approx(0.24)
