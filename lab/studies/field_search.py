@@ -33,7 +33,7 @@ OWN = {  # each method's own setting: what it is called, the centre's value (Non
 SECOND = {
     "ours": (("crops from 0.1", "twice the rate"), ("crops from 0.1", "τ 0.15"), ("twice the rate", "τ 0.15")),
     "npid": (("τ 0.07", "crops from 0.1"), ("τ 0.07", "half the rate"), ("τ 0.05",)),
-    "parametric": (("τ 0.07", "half the rate"), ("τ 0.07", "crops from 0.1"), ("τ 0.05",)),
+    "parametric": (("twice the rate", "τ 0.15"), ("twice the rate", "half the batch"), ("τ 0.15", "half the batch")),
     "simclr": (("temperature 0.1", "twice the rate"), ("temperature 0.1", "half the batch"), ("temperature 0.07",)),
     "moco": (("quarter of the batch",), ("half the batch", "temperature 0.07"), ("half the batch", "half the rate")),
     "mocov2": (("quarter of the batch",), ("half the batch", "temperature 0.07"), ("half the batch", "half the rate")),
