@@ -104,7 +104,7 @@ def draw(runs: list[dict], path) -> None:
             plots.band(axis, x, values, colour, name)
         y = [i + (0.19 if name == "Muon" else -0.19) for i in range(len(matrices))]
         axes[2].barh(y, [100 * share(runs, name, m, "way") for m in matrices], 0.36, color=colour, label=name)
-    for axis, words in zip(axes, ("the last step", "the way from the first weights to the last")):
+    for axis, words in zip(axes, ("the last step", "the whole way, the sum of all steps")):
         title = f"{words},\nlayer4's second convolution"
         axis.set(xlabel="singular values, largest first, %", ylabel="relative to the largest", title=title)
         axis.set_ylim(0, 1.25), axis.legend()
