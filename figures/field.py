@@ -66,28 +66,32 @@ def contestant(base: LabConfig, method: str) -> LabConfig:
     Where base has smaller batches, so has the method, with a rate to match.
     """
     config = replace(method_on(base, method), **best(SEARCH).get(method, {}))
-    share = min(1, base.batch_size / config.batch_size)
+    return with_batch(config, min(base.batch_size, config.batch_size))
+
+
+def with_batch(config: LabConfig, batch_size: int) -> LabConfig:
+    """config with batches of another size, and a rate in proportion, Muon's to the square root."""
+    share = batch_size / config.batch_size
     rate = config.lr * (share if config.optimizer == "sgd" else share**0.5)
-    return replace(config, batch_size=round(config.batch_size * share), lr=rate)
+    return replace(config, batch_size=batch_size, lr=rate)
 
 
 @lru_cache
 def best(file: Path) -> dict[str, dict]:
-    """By method, the settings of the trial with the best linear and kNN accuracy together.
-
-    Of a trial with several seeds the mean counts.
-    """
-    trials: dict[str, list[dict]] = {}
-    for run in read(file):
-        trials.setdefault(run["name"], []).append(run)
-    leaders: dict[str, tuple[float, dict]] = {}
+    """By method, the settings of the trial with the best linear and kNN accuracy together."""
+    runs, leaders = read(file), {}
     kinds = {words: method for method, words in NAMES.items()}
-    for name, runs in trials.items():
-        method = kinds[name.split(": ")[0]]
-        both = sum(run["final"]["linear"] + run["final"]["knn"] for run in runs) / len(runs)
+    for run in runs:
+        method, both = kinds[run["name"].split(": ")[0]], total(runs, run["name"])
         if both > leaders.get(method, (0.0,))[0]:
-            leaders[method] = both, {key: runs[0]["config"][key] for key in SEARCHED}
+            leaders[method] = both, {key: run["config"][key] for key in SEARCHED}
     return {method: settings for method, (_, settings) in leaders.items()}
+
+
+def total(runs: list[dict], name: str) -> float:
+    """Linear and kNN accuracy of a trial together, the mean over the seeds."""
+    sums = [run["final"]["linear"] + run["final"]["knn"] for run in runs if run["name"] == name]
+    return sum(sums) / len(sums)
 
 
 def with_sgd(base: LabConfig, method: str, lr: float = 0.0) -> LabConfig:

@@ -14,7 +14,7 @@ numbers of views. The sum of the held-out linear and kNN accuracies chooses.
 import sys
 from dataclasses import replace
 
-from figures.field import LR, NAMES, OURS, base_of, method_on
+from figures.field import LR, NAMES, OURS, base_of, method_on, total
 from figures.sweep import figure, spread
 from lab.train import LabConfig
 
@@ -101,12 +101,6 @@ def table(runs: list[dict]) -> str:
 
 def short(name: str) -> str:
     return name.split(": ", 1)[1]
-
-
-def total(runs: list[dict], name: str) -> float:
-    """Linear and kNN accuracy together, the mean over the seeds."""
-    sums = [run["final"]["linear"] + run["final"]["knn"] for run in runs if run["name"] == name]
-    return sum(sums) / len(sums)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from figures.field import NAMES, contestant, lasting
+from figures.field import NAMES, contestant, lasting, with_batch
 from figures.fig1_cost import seconds
 from figures.sweep import RESULTS, ROUND_ONE, figure, spread
 from lab.train import LabConfig
@@ -34,11 +34,9 @@ def recipe(name: str, base: LabConfig, scale: str) -> LabConfig:
     settings = RECIPES[name] | {"knn_every": 0}
     if scale == "paper":
         return LabConfig(**(settings | {"dataset": base.dataset, "data_dir": base.data_dir, "device": base.device}))
-    config = LabConfig(**settings)
-    share = base.batch_size / config.batch_size
-    lr = config.lr * (share if config.optimizer == "sgd" else share**0.5)
+    config = with_batch(LabConfig(**settings), base.batch_size)
     method = {k: v for k, v in asdict(config).items() if k in ROUND_ONE and k not in OF_SCALE}
-    return replace(base, **(method | {"lr": lr, "knn_every": 0}))
+    return replace(base, **(method | {"knn_every": 0}))
 
 
 def points(
