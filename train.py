@@ -121,7 +121,7 @@ class Pretraining:
         c = self.config = config
         self.device = device
         self.encoder = (encoder or encoder_of(asdict(c))).to(device, memory_format=torch.channels_last)
-        self.encoder.precision = pick_precision(c.precision, device)
+        self.encoder.precision = pick_precision(c.precision, device, self.encoder)
         self.network = torch.compile(self.encoder) if c.compile else self.encoder
         rows = c.rows(count)  # W, or all N
         settings = c.bank_momentum, c.bank_update, c.temperature

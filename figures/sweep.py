@@ -38,6 +38,7 @@ from tqdm import tqdm
 
 import data
 from figures.observe import Watch
+from lab.backbones import encoder_for
 from lab.evaluate import evaluate
 from lab.measure import flops, peak_memory
 from lab.train import LabConfig, build, train
@@ -179,7 +180,7 @@ def measured(folder: Path, name: str, config: LabConfig, threads: int, looks: in
         before = {"init_from": "", "bank_init": ROUND_ONE["bank_init"], "out": settings.init_from}
         trained(replace(config, **(before | json.loads(config.init_from))), 0)
     checkpoint, dataset = trained(settings, looks)
-    precision = pick_precision(config.precision, pick_device(config.device))
+    precision = pick_precision(config.precision, pick_device(config.device), encoder_for(config))
     if measure:
         final = {"trained": measure(checkpoint, dataset)}
     else:

@@ -302,7 +302,7 @@ class TwoBranches:
             raise UserError(f"--method {config.method} runs in one process")
         self.config, self.device = config, device
         self.encoder = encoder_for(config).to(device, memory_format=torch.channels_last)
-        self.encoder.precision = pick_precision(config.precision, device)
+        self.encoder.precision = pick_precision(config.precision, device, self.encoder)
         own = [config.branch_setting] if config.branch_setting else []
         kind = METHODS[config.method]
         if issubclass(kind, MoCo):  # a longer queue would hold the images of the batch, as negatives

@@ -29,6 +29,7 @@ from lab.s3l import restore_last_stage
 from lab.train import LabConfig
 from models import Encoder
 from plumbing.command_line import Parser, UserError, command
+from plumbing.devices import pick_precision
 from plumbing.features import extract
 from plumbing.files import Dataset
 
@@ -137,6 +138,8 @@ def train_head(
     """
     torch.manual_seed(seed)
     encoder = copy.deepcopy(encoder).to(device)
+    if finetune and pick_precision("auto", device, encoder) == "fp32":  # mobile networks: forwards bf16 is faster
+        encoder.precision = "fp32"
     labels = dataset.labelled.labels.to(device)
     classes, count = int(labels.max()) + 1, len(labels)
     norm = nn.BatchNorm1d(encoder.feature_dim, affine=False)  # standardises the features as `linear_probe` does

@@ -220,6 +220,16 @@ def test_the_automatic_precision_on_a_cpu_follows_what_it_multiplies(monkeypatch
     assert pick_precision("auto", torch.device("mps")) == "fp32"
 
 
+def test_depthwise_convolutions_are_trained_in_fp32_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    usual, depthwise = (nn.Sequential(nn.Conv2d(4, 4, 3, groups=groups)) for groups in (1, 4))
+    assert pick_precision("auto", torch.device("cpu"), usual) == "bf16"
+    assert pick_precision("auto", torch.device("cpu"), depthwise) == "fp32"
+    assert pick_precision("auto", torch.device("cuda"), depthwise) == "bf16", "on a GPU nothing was slow"
+    assert pick_precision("bf16", torch.device("cpu"), depthwise) == "bf16", "what is named is taken"
+
+
 @pytest.mark.parametrize("able, expected", [(True, "bf16"), (False, "fp32")])
 def test_the_automatic_precision_on_cuda_ignores_emulation(monkeypatch, able, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or able)

@@ -22,7 +22,7 @@ from lab.train import LabConfig
 
 def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
     base = base_of(base, scale)
-    epochs = 20 if scale == "cpu" else base.epochs
+    epochs = 10 if scale == "cpu" else base.epochs
     rows = {}
     for arch in ARCHITECTURES:
         for method in ("ours", *BEST):

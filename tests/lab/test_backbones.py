@@ -12,6 +12,7 @@ from torch import nn
 
 import models
 from lab.backbones import ARCHITECTURES, MOBILE, build_backbone, encoder_for, encoder_of
+from lab.train import build
 from models import Encoder
 from plumbing.command_line import UserError
 from plumbing.export import export
@@ -139,6 +140,16 @@ def test_a_two_branch_method_has_no_projector():
     ours, other = (encoder_of(CONFIG | {"method": method}) for method in ("ours", "byol"))
     assert isinstance(other.projector, nn.Identity) and not isinstance(ours.projector, nn.Identity)
     assert same(ours.backbone.state_dict(), other.backbone.state_dict())
+
+
+@pytest.mark.parametrize("method", ["ours", "simclr"])
+def test_a_mobile_network_is_trained_in_fp32_on_a_cpu_with_bf16(lab_config, monkeypatch, method):
+    if method != "ours":
+        pytest.importorskip("lightly")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    for arch, expected in {"mobilenet_v3_small": "fp32", "resnet10": "bf16"}.items():
+        run = build(lab_config(arch=arch, width=0, method=method, precision="auto"), 96, torch.device("cpu"))
+        assert run.encoder.precision == expected
 
 
 # ---------------------------------------------------------------------------------------- exporting

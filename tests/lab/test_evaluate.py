@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import eval_linear
 from data import Augment
 from lab import evaluate as program
-from lab.backbones import encoder_of
+from lab.backbones import build_backbone, encoder_of
 from lab.evaluate import draw_labels, evaluate, few_labels, train_head
 from lab.s3l import restore_last_stage
 from lab.train import LabConfig, train
@@ -178,6 +178,17 @@ def test_a_network_that_muon_trained_is_fine_tuned_in_smaller_steps(optimizer, n
     with pytest.raises(TypeError):
         more(name, encoder, brightness(), 16, torch.empty(0), torch.empty(0))
     assert rates == [rate]
+
+
+@pytest.mark.parametrize("finetune, expected", [(True, "fp32"), (False, "bf16")])
+def test_a_mobile_network_is_fine_tuned_in_fp32_on_a_cpu_with_bf16(finetune, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    taken, optimiser = [], program._optimiser
+    monkeypatch.setattr(program, "_optimiser", lambda *given: (taken.append(given[0].precision), optimiser(*given))[1])
+    encoder = Encoder(build_backbone("mobilenet_v3_small", 16), 16, dim=8, hidden=8)
+    encoder.precision = "bf16"
+    train_head(encoder, brightness(), 16, CPU, epochs=1, finetune=finetune)
+    assert taken == [expected] and encoder.precision == "bf16"
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
