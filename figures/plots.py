@@ -71,7 +71,8 @@ def settings(runs: list[dict]) -> str:
     counts = Counter(run["name"] for run in runs).values()
     seeds = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else max(counts)
     shown = [text for key, text in words.items() if same[key]] + [f"{seeds} seed{'s' * (max(counts) > 1)}"]
-    return ", ".join(shown) + f"; {runs[0]['hardware']}"
+    machines = Counter(run["hardware"] for run in runs).most_common()
+    return "; ".join([", ".join(shown), *(machine for machine, _ in machines)])
 
 
 def finish(figure, title: str, runs: list[dict], path) -> None:

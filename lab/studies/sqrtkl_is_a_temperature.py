@@ -75,12 +75,13 @@ def draw(runs: list[dict], path) -> None:
                 plots.band(axes[panel], looked, plots.history(fits, name, key), colour, label, style)
     axes[0].set(xlabel="epoch", ylabel="kNN (k = 200), top-1 %")
     axes[1].axhline(acts_as(0.2, LAM), color=plots.GREY, linestyle=":", label="predicted τ' for T = 1")
+    axes[1].axhline(acts_as(0.2, 1.0, 0.2), color=plots.GREY, linestyle="--", label="predicted τ' for T = τ")
     axes[1].set(xlabel="epoch", ylabel="τ' that fits the gradient best")
     axes[2].set(xlabel="epoch", ylabel="cosine with NCE's gradient at τ'")
     for axis in axes:
         if axis.lines:
             axis.legend(fontsize=8)
-    words = {WITH: "SqrtKL", LOWER: "τ' alone", SCALED: "τ' with the scaled gradient"}
+    words = {WITH: "SqrtKL", LOWER: "τ' alone", SCALED: "τ' with the scaled gradient", PENALTY: "SqrtKL at T = τ"}
     title = ", ".join(f"{words[name]} {plots.changed(runs, name, PLAIN, 'knn')}" for name in words)
     plots.finish(picture, f"Change of kNN against τ = 0.2: {title}", runs, path)
 

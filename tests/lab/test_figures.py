@@ -296,6 +296,12 @@ def test_the_table_shows_mean_and_spread_over_seeds():
     assert lines[2:] == ["| x | 42.0 ± 2.0 | 50.0 ± 0.0 | 3 |", "| y | 30.0 | 20.0 | 1 |"]
 
 
+def test_the_foot_of_a_picture_names_every_machine_the_commonest_first():
+    runs = invented(fig3_convergence)
+    usual, runs[0]["hardware"] = runs[0]["hardware"], "an abacus"
+    assert plots.settings(runs).endswith(f"3 seeds; {usual}; an abacus")
+
+
 def test_nearest_neighbours_are_drawn(tiny, capsys):
     train(tiny(epochs=1))
     assert neighbours.main([tiny().out]) == 0

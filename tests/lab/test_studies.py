@@ -167,8 +167,8 @@ def test_small_backbones_are_drawn_with_what_they_cost(titles, tmp_path):
     model_efficiency.draw(runs, tmp_path / "x.png")
     assert "ahead on 1 of 8" in titles[0] and "resnet10 +10.0, resnet18 +0.0" in titles[0]
     lines = model_efficiency.table(runs).splitlines()
-    forward_and_backward = 3 * 2 * 312e6  # of a view; 20 epochs of 19 steps of 256
-    assert model_efficiency.total(runs[9]["config"]) == pytest.approx(forward_and_backward * 20 * 4864 / 1e12, rel=0.01)
+    forward_and_backward = 3 * 2 * 312e6  # of a view; 10 epochs of 19 steps of 256
+    assert model_efficiency.total(runs[9]["config"]) == pytest.approx(forward_and_backward * 10 * 4864 / 1e12, rel=0.01)
     ours, simclr, moco = (line.split(" | ")[6] for line in lines[5:8])
     assert ours == simclr and float(moco) > 1.3 * float(ours), "MoCo's other network costs a forward pass"
     assert len(lines) == 2 + 24 and any(
