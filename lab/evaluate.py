@@ -138,7 +138,7 @@ def train_head(
     """
     torch.manual_seed(seed)
     encoder = copy.deepcopy(encoder).to(device)
-    if finetune and pick_precision("auto", device, encoder) == "fp32":  # mobile networks: forwards bf16 is faster
+    if finetune and pick_precision("auto", device, encoder) == "fp32":  # `ready` chose for forward passes alone
         encoder.precision = "fp32"
     labels = dataset.labelled.labels.to(device)
     classes, count = int(labels.max()) + 1, len(labels)
