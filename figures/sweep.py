@@ -38,12 +38,11 @@ from tqdm import tqdm
 
 import data
 from figures.observe import Watch
-from lab.backbones import encoder_for
 from lab.evaluate import evaluate
 from lab.measure import flops, peak_memory
 from lab.train import LabConfig, build, train
 from plumbing.command_line import Parser, UserError, check_device, command
-from plumbing.devices import hardware, pick_device, pick_precision
+from plumbing.devices import hardware, pick_device
 from plumbing.files import Dataset
 from plumbing.outputs import locked, output, replacing
 from plumbing.runs import read_checkpoint
@@ -180,7 +179,7 @@ def measured(folder: Path, name: str, config: LabConfig, threads: int, looks: in
         before = {"init_from": "", "bank_init": ROUND_ONE["bank_init"], "out": settings.init_from}
         trained(replace(config, **(before | json.loads(config.init_from))), 0)
     checkpoint, dataset = trained(settings, looks)
-    precision = pick_precision(config.precision, pick_device(config.device), encoder_for(config))
+    precision = json.loads((folder / "config.json").read_text())["precision"]  # what the run had in place of auto
     if measure:
         final = {"trained": measure(checkpoint, dataset)}
     else:
