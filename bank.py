@@ -29,7 +29,7 @@ class MemoryBank(nn.Module):
     start. With window, the rows stand for the images of a window, which change: see `enter`. Raises
     ValueError for values outside these ranges.
 
-    Looking at values stalls CUDA, so there only `init_forward` looks, at which rows were filled.
+    Looking at values stalls CUDA: there only `init_forward` looks, whether each row was filled.
     The caller guarantees the rest, which other devices check: a finite z, an index inside the bank
     and columns with every own row. On CUDA `sample` must not get an image twice.
     """
@@ -109,8 +109,8 @@ class MemoryBank(nn.Module):
         """Columns (M,) for a sampled softmax: the batch's own rows once each, then K others.
 
         No row is drawn twice, and no image meets its own row as a negative (in the original NPID
-        code it can). generator lives on the bank's device. Raises ValueError if there are fewer
-        than K other rows.
+        code it can). generator lives on the bank's device. Raises ValueError if K is
+        below 1 or there are fewer than K other rows.
         """
         own = self.locate(index)  # (B,)
         own = own.unique() if looking_is_free(own) else own.sort().values
@@ -139,8 +139,8 @@ class MemoryBank(nn.Module):
         was computed for (None: all), target what `nce` got (None: each image's own column), weight
         (B,) how much each view counts. Views of one image add up. The corrected rule moves the rows
         in columns. NPID's rule moves those in index and ignores similarity, columns and target, so
-        also CutMix's shares. Raises ValueError for shapes that do not fit and, off CUDA, for a bad
-        index or z. Source: section "grad update" of arXiv 2404.19289 as we understand it.
+        also CutMix's shares. Raises ValueError if z or index has a wrong shape or, off CUDA, a
+        bad value. Source: section "grad update" of arXiv 2404.19289 as we understand it.
         """
         z = z.detach().to(torch.promote_types(z.dtype, self.weight.dtype))
         self._check(z, index)
@@ -199,7 +199,7 @@ def _add_product(rows: Tensor, pull: Tensor, z: Tensor, m: float) -> None:
 
 
 def _normalise(rows: Tensor, pull: Tensor, z: Tensor) -> None:
-    """Divide rows (M, D) by their lengths in place; a row that would be zero stays as it was."""
+    """Divide rows (M, D) by their lengths in place. Off CUDA a row that would be zero stays."""
     length = rows.norm(dim=1, keepdim=True)  # (M, 1)
     if looking_is_free(rows):
         zero = (length[:, 0] < 1e-14).nonzero()[:, 0]

@@ -64,10 +64,10 @@ def windows(count: int, size: int, visits: int, seed: int, start: int = 0):
     """Yields (number, images in the window (W,), images that enter) from pass `start` on.
 
     All N images stand in a random order. The window of W = size images slides along it by W /
-    visits images after each pass, so that an image has `visits` passes, fewer if it is one of the
-    first window (PIC's sliding window, arXiv 2006.14618). At the end of the order both its halves
-    are shuffled anew, so that no image is in the window twice; where N < 2 W, the order stays. With
-    W = N (or size 0) all images enter in pass 0 and stay: the paper.
+    visits images after each pass. So an image has at least `visits` passes, fewer if it is one of
+    the first window (PIC's sliding window, arXiv 2006.14618). At the end of the order both its
+    halves are shuffled anew, so that no image is in the window twice; where N < 2 W, the order
+    stays. With W = N (or size 0) all images enter in pass 0 and stay: the paper.
     """
     size = min(size, count) or count
     stride = max(1, size // visits) if size < count else 0

@@ -41,7 +41,7 @@ def knn(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, k=200, tempe
     """
     train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
     k, classes, answers = min(k, len(train)), int(labels.max()) + 1, []
-    for features in test.split(max(1, min(1000, 10**8 // len(train)))):  # (b, N) similarities: 400 MB
+    for features in test.split(max(1, min(1000, 10**8 // len(train)))):  # (b, N), 400 MB at most
         nearest, index = (features @ train.T).topk(k)  # (b, k)
         votes = features.new_zeros(len(features), classes)
         votes.scatter_add_(1, labels[index], (nearest / temperature).exp())
@@ -107,7 +107,7 @@ def evaluate(
     """Evaluate a checkpoint's backbone: {"trained": {...}, "untrained": {...}, "raw": {...}}.
 
     Each has "knn" and "linear", as fractions of 1; so has "majority", the commonest class's share.
-    k is cut to `neighbours`, size 0 means `eval_side`. build(config) makes the untrained encoder.
+    k is cut to `neighbours`, size 0 means `eval_side`. build(config) makes an untrained encoder.
     more(name, encoder or None, dataset, size, train (N, F), test) returns further figures.
     """
     config, device = checkpoint["config"], pick_device(device)

@@ -2,10 +2,10 @@
 
     x (B, 3, H, W) -- backbone --> (B, F) -- projector --> f(x) (B, D) -- normalise --> z (B, D)
 
-The projector serves pretraining only. Evaluation and export use the backbone. The backbone is a
-torchvision module with torchvision's parameter names, so `encoder.backbone.state_dict()` loads into
-torchvision's model of the same name (torchvision has no resnet10; its ResNet class builds it).
-Other backbones are in lab/backbones.py.
+The projector serves pretraining only. Evaluation and export use the backbone, a torchvision ResNet
+with torchvision's parameter names and no fc. Its state_dict loads into torchvision's model of the
+same name (strict=False) above 64 px and at the usual width. For every other backbone
+`eval_linear.py --export` prints the lines that build it. More backbones: lab/backbones.py.
 """
 
 import torch

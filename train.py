@@ -11,9 +11,9 @@ The method of arXiv 2404.19289. A step is `Pretraining.step`, the loop around it
 A run lies in --out (runs/<dataset>): config.json, metrics.jsonl (a line per epoch), progress.png
 and last.pt, written atomically every --save-every epochs and at the end. eval_linear.py reads it.
 
-Every random draw is a function of (seed, step): torch's generators are seeded anew before the
-bank's first pass and before each step, the order of images once per pass. So a resumed run needs
-no generator's state, and repeats the uninterrupted run to the last bit on a CPU.
+Every random draw is a function of (seed, step): torch's generators are seeded anew before images
+enter the bank and before each step, the order of images once per pass. So a resumed run needs no
+generator's state, and repeats the uninterrupted run to the last bit on a CPU.
 """
 
 import plumbing  # isort: skip  # noqa: F401  first: Ctrl-C while torch is imported
@@ -139,7 +139,7 @@ class Pretraining:
         return self.negatives + self.config.batch_size if self.negatives else self.bank.size
 
     def enter(self, images: Images, entering: Tensor) -> None:
-        """Section "feature calibrate": entering (E,) get rows from one pass of the encoder."""
+        """Section "feature calibrate": entering (E,) get rows, by default the encoder's."""
         self.bank.enter(entering)
         if self.config.bank_init == "forward":
             batches = images.batches(entering, self.config.batch_size, self.device)
@@ -206,7 +206,7 @@ def train(
     config: Config, resume: dict | None = None, dataset: Dataset | None = None, build=Pretraining, watch=None,
     schedule=None, journal=Journal, stop: SignalCatcher | None = None,
 ) -> dict:  # fmt: skip
-    """Pretrain as config says; returns the last epoch's figures and, as "out", the run's folder.
+    """Pretrain as config says; returns the last epoch's figures and the run's folder ("out").
 
     resume is a checkpoint of the same settings; without it, a run in the same folder is replaced.
     dataset is what `load_dataset` gave. build(config, N, device) makes the learner. After every
@@ -250,7 +250,7 @@ def train(
 
 
 def figures(run, dataset: Dataset, log: Journal, watch) -> dict:
-    """What is looked at after an epoch: kNN where it is due, and what watch returns."""
+    """After an epoch: kNN, or without labels `quality`, where due, and what watch returns."""
     c, row = run.config, {}
     if c.knn_every and (log.step == log.total or log.epoch % c.knn_every == 0) and dataset.test:
         if dataset.labelled:
