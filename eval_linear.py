@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import data
 from models import ARCHITECTURES, Encoder, encoder_of
 from plumbing import quality
-from plumbing.command_line import Parser, UserError, command
+from plumbing.command_line import Parser, UserError, command, quoted
 from plumbing.devices import pick_device
 from plumbing.evaluation import dataset_options, evaluation_arguments, report
 from plumbing.export import export
@@ -151,14 +151,14 @@ def program(argv=None, parser: Parser | None = None, build=encoder_of, more_of=N
     checkpoint = read_checkpoint(args.run, kind or Config)
     config = checkpoint["config"]
     if build is encoder_of and (config["arch"] not in ARCHITECTURES or config.get("drop_last_stage")):
-        raise UserError(f"{args.run}: a run of lab.train; evaluate it with: python -m lab.evaluate {args.run}")
+        raise UserError(f"{args.run}: a run of lab.train; evaluate it with: python -m lab.evaluate {quoted(args.run)}")
     trained = load_backbone(checkpoint, build)
     if args.export:
         return export(trained.backbone, config, args.export)
     more = more_of(args, config) if more_of else None
     started, dataset = time.perf_counter(), load_for(config, args)
     if args.features:
-        return save_features(trained, dataset, config, args)
+        return save_features(trained, dataset, checkpoint, args)
     if quality.judged(dataset, more):
         return quality.report(trained, build(config), checkpoint, dataset, data.Augment(config["size"]), args)
     results = evaluate(checkpoint, dataset, args.size, args.device, args.k, build=build, more=more)

@@ -32,7 +32,7 @@ from eval_linear import eval_side
 from figures import neighbours, observe
 from figures.plots import BLUE, GREY, ORANGE, plt
 from lab.train import LabConfig, build
-from plumbing.command_line import Parser, UserError, command, python
+from plumbing.command_line import Parser, UserError, command, python, quoted
 from plumbing.devices import pick_device
 from plumbing.features import extract, random_images
 from plumbing.files import Dataset
@@ -148,7 +148,7 @@ def compared(measured: dict) -> list[list[str]]:
 
 def accuracy(file: Path, config: dict) -> dict | str:
     """From the JSON that eval_linear.py wrote, if it exists and belongs to this run."""
-    ask = f"{python()} eval_linear.py {file.parent} --json {file} measures it."
+    ask = f"{python()} eval_linear.py {quoted(file.parent)} --json {quoted(file)} measures it."
     if not file.is_file():
         return f"This run has no eval.json yet: {ask}"
     try:

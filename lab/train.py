@@ -22,7 +22,7 @@ from lab.backbones import ARCHITECTURES, MOBILE, RESNETS, encoder_for
 from lab.crops import SAMPLINGS, VIEWS, Crops, crops
 from lab.large_bank import Streamed, large_bank
 from lab.s3l import start_from
-from plumbing.command_line import UserError, command, flag, next_step, option
+from plumbing.command_line import UserError, command, flag, next_step, option, quoted
 from plumbing.devices import pick_device
 from plumbing.files import Dataset, Images
 from plumbing.fingerprints import check_same, fingerprint
@@ -188,7 +188,7 @@ def run(argv: list[str] | None = None) -> int:
         if ranks.count() == 1:
             raise
         gone = f"lab.train: another process of the group is gone ({str(error).splitlines()[0]})"
-        advice = f"go on, with any number of processes: python -m lab.train --resume {config.folder()}"
+        advice = f"go on, with any number of processes: python -m lab.train --resume {quoted(config.folder())}"
         print(gone, advice, sep="\n", file=sys.__stderr__)  # in every process: the first may be the one that is gone
         return 1
     if ranks.first():

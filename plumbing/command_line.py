@@ -5,6 +5,7 @@ import difflib
 import functools
 import math
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -253,6 +254,9 @@ def outcome(call, script: str, stopped: str) -> tuple[int, str]:
         if any(words in repr(error) for words in NO_MEMORY):
             advice = "take fewer or smaller images, a smaller --batch-size, --size, --width or --dim, or fewer --jobs"
             return 2, f"{script}: out of memory: {advice}; what was saved before is kept"
+        if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            why = str(error).splitlines()[0]
+            return 2, f"{script}: --compile: torch.compile failed ({why}); --no-compile does without"
         if not getattr(error, "filename", None):
             raise
         return 2, f"{script}: {error.filename}: {error.strerror or error}"
@@ -294,11 +298,16 @@ def python() -> str:
     if shutil.which("python") and Path(shutil.which("python")).absolute() == Path(sys.executable).absolute():
         return "python"
     executable, home = Path(sys.executable).absolute(), Path.cwd()
-    return str(executable.relative_to(home)) if executable.is_relative_to(home) else str(executable)
+    return quoted(executable.relative_to(home) if executable.is_relative_to(home) else executable)
+
+
+def quoted(place) -> str:
+    """A path as a shell takes it, for a command to copy."""
+    return shlex.quote(str(place))
 
 
 def next_step(run: str, tested: bool, program: str = "eval_linear.py") -> str:
     """What to do with a finished run: evaluate it, or look at it if no images are kept for that."""
     if tested:
-        return f"evaluate it with: {python()} {program} {run}"
-    return f"no images are kept to evaluate it with; look at it with: {python()} figures/page.py {run}"
+        return f"evaluate it with: {python()} {program} {quoted(run)}"
+    return f"no images are kept to evaluate it with; look at it with: {python()} figures/page.py {quoted(run)}"

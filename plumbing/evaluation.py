@@ -8,7 +8,8 @@ from pathlib import Path
 from plumbing.command_line import Parser, UserError, check_device, flag
 from plumbing.devices import hardware
 from plumbing.export import weights_file
-from plumbing.files import DEEP, Dataset
+from plumbing.files import Dataset, say
+from plumbing.labels import read_labels
 from plumbing.outputs import output, save_text
 from plumbing.scores import cautions, neighbours, summary
 
@@ -48,6 +49,8 @@ def evaluation_arguments(parser: Parser, datasets: tuple[str, ...], argv) -> arg
         for other in own - {"run", name, *others} if name in own else ():
             raise UserError(f"--{name} writes the {what} and stops: leave out {flag(other)}")
     check_device(args.device)
+    if args.labels:
+        read_labels(args.labels)  # before the pictures, which can take long
     return args
 
 
@@ -67,8 +70,8 @@ def accuracy_table(results: dict) -> str:
 def dataset_options(config: dict, args: argparse.Namespace) -> dict:
     """What `data.load` needs for the run's own dataset, or for the one that the command line names.
 
-    Only the run's own dataset inherits --subset and --holdout. Downloads are not looked for in a
-    folder of images.
+    Only the run's own dataset inherits --subset and --holdout; for another folder, a line says so.
+    Downloads are not looked for in a folder of images.
     """
     name, before = args.dataset or config["dataset"], config["data_dir"]
     if not args.data_dir and name == "folder" != config["dataset"]:
@@ -78,24 +81,18 @@ def dataset_options(config: dict, args: argparse.Namespace) -> dict:
     own = name == config["dataset"] and (name != "folder" or Path(place).resolve() == Path(before).resolve())
     inherited = config if own else {"subset": 0, "holdout": 0}
     options = {"subset": args.subset, "holdout": args.holdout}
+    lost = [f"{flag(key)} {config[key]}" for key, value in options.items() if value is None and config[key]]
+    if lost and not own and name == config["dataset"]:
+        say(f"caution: the run's {' and '.join(lost)} holds for {before} alone: name it again if {place} needs it")
     options = {key: inherited[key] if value is None else value for key, value in options.items()}
     size = args.size or max(config["size"], config["eval_size"] * 7 // 8)  # decoded sides are 8/7 of it
     options |= {"name": name, "data_dir": place, "size": size}
     return options | {key: config[key] for key in ("cache_gb", "workers", "cache_dir", "fit") if key in config}
 
 
-def another_range(checkpoint: dict, dataset: Dataset) -> list[str]:
-    """A line if pictures of more than 8 bits per value have another `Range` than in training."""
-    before, now = checkpoint.get("span"), dataset.test.span
-    if not before or not now or tuple(before) == (now.low, now.high):
-        return []
-    words = "{:g} to {:g} became 0 to 255 in training, {:g} to {:g} here".format(*before, now.low, now.high)
-    return [f"caution: pictures of {DEEP}: {words}"]
-
-
 def report(results: dict, checkpoint: dict, dataset: Dataset, args: argparse.Namespace, started: float) -> None:
     """Write the figures to --json, and print them as a table with what to beware of."""
-    notes = cautions(checkpoint, dataset) + another_range(checkpoint, dataset)
+    notes = cautions(checkpoint, dataset)
     k = neighbours(args.k, dataset.labelled.labels)
     save_results(results | {"k": k}, checkpoint["config"], args, notes)  # before: the reader may be gone
     print(summary(dataset, args.k, time.perf_counter() - started))

@@ -9,6 +9,7 @@ from plumbing.devices import pick_device, pick_precision
 from plumbing.files import Dataset, Images
 from plumbing.image_ops import whole_image
 from plumbing.outputs import replacing
+from plumbing.scores import another_range
 
 
 @torch.no_grad()
@@ -79,7 +80,7 @@ def eval_side(config: dict, images: Images) -> int:
     return min(max(images.side, size), round(size * 4 / 3))
 
 
-def save_features(encoder, dataset: Dataset, config: dict, args) -> None:
+def save_features(encoder, dataset: Dataset, checkpoint: dict, args) -> None:
     """Write the features of all images to args.features, as NumPy's `load` reads them.
 
     features is (N, F), paths (N,) and labels (N,): names of classes, "" where there is none. Rows
@@ -87,7 +88,7 @@ def save_features(encoder, dataset: Dataset, config: dict, args) -> None:
     """
     device = pick_device(args.device)
     ready(encoder, device, None, 0)
-    size = args.size or eval_side(config, dataset.train)
+    size = args.size or eval_side(checkpoint["config"], dataset.train)
     features, paths, labels = [], [], []
     for name, images in (("train", dataset.train), ("test", dataset.test)):
         if images:
@@ -106,3 +107,5 @@ def save_features(encoder, dataset: Dataset, config: dict, args) -> None:
     print(f"{args.features}: {width} features, path and label of each of {count} images of {size} px; in Python:\n")
     print(f'import numpy as np\n\nfile = np.load("{args.features.name}")')
     print('file["features"], file["paths"], file["labels"]')
+    for caution in another_range(checkpoint, dataset.train):
+        print(caution)

@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import sys
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ UNREADABLE = (Exception,)  # Pillow's readers raise a dozen kinds for damaged fi
 GREY = (127, 127, 127)  # beside padded images
 FEW = 2000  # fewer images than that are decoded in a second or two: no bar, no file
 DEEP = "more than 8 bits per value"
+warnings.filterwarnings("ignore", module=r"PIL\b")  # they name no file; what cannot be read is said anyway
 
 
 # ---------------------------------------------------------------------------------- one image file
@@ -101,6 +103,8 @@ def decode(path: Path, side: int, fit: str = "crop", span: Range | None = None) 
         image.draft("RGB", (side, side))  # JPEG: skip resolution that is not needed
         if image.width * image.height > 2**26:
             raise ValueError("more than 67 million pixels, which would take gigabytes to decode")
+        image.getexif()
+        image.info.pop("exif", None)  # Pillow would write it anew without the turn, and fails at odd tags
         ImageOps.exif_transpose(image, in_place=True)  # here and below, a copy would be of full size
         if image.mode.startswith(("I", "F")):
             if span is None:

@@ -50,7 +50,7 @@ def with_labels(dataset: Dataset, file: Path | None) -> Dataset:
     if any(images.paths is None for images in pools):
         raise UserError(f"--labels {file}: names files, so it needs --dataset folder")
     root = Path(nfc(os.path.abspath(dataset.train.root)))
-    asked = {_below(root, path): name for path, name in asked.items()}
+    asked = _of(root, asked, file)
     unknown = sorted(asked.keys() - {nfc(name) for images in pools for name in images.names()})
     if unknown:
         named = ", ".join(unknown[:5]) + ", …" * (len(unknown) > 5)
@@ -62,6 +62,15 @@ def with_labels(dataset: Dataset, file: Path | None) -> Dataset:
     labelled, test = (_joined([_labelled(images, asked, classes, kept) for images in pools]) for kept in (False, True))
     lacks = "" if len(test) and len(labelled) else f"--labels {file} names too few pictures to keep some for testing"
     return replace(dataset, labelled=labelled, test=test if len(test) else None, classes=classes, lacks=lacks)
+
+
+def _of(root: Path, asked: dict[str, str], file: Path) -> dict[str, str]:
+    """The classes by names below root. A picture can have an absolute name in the file, too."""
+    classes = {}
+    for path, name in asked.items():
+        if classes.setdefault(_below(root, path), name) != name:
+            raise UserError(f"--labels {file}: {path} has two classes, {classes[_below(root, path)]} and {name}")
+    return classes
 
 
 def _below(root: Path, path: str) -> str:

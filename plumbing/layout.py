@@ -76,7 +76,8 @@ def listing(root: Path) -> tuple[list[str], list[str]]:
             if own in around or links > LINKS:
                 far += own not in around
                 continue
-            is_run = all(os.path.exists(root / folder / name) for name in ("config.json", "last.pt"))
+            kept = {name for name in RUN_FILES if os.path.exists(root / folder / name)}
+            is_run = "config.json" in kept and bool(kept & {"last.pt", "metrics.jsonl"})  # either comes first
             if is_run and folder:
                 runs.append(folder[:-1])
                 continue
@@ -138,7 +139,7 @@ def layout(names, left_out=()) -> Layout:
     if parts["train"] and _parts_are_meant(parts, folders, depth):
         return _in_parts(parts, folders, loose, depth, unused)
     classes = {f: paths for f, paths in folders.items() if part_of(f) != "unlabelled"}
-    if len(classes) > 1:
+    if len(classes) > 1 and "unlabelled" not in map(part_of, images[0][:depth]):
         return _in_classes(classes, folders, loose, depth, unused)
     said = f"{_images(len(images))} without labels" + f", {len(images) - len(loose)} of them in folders" * bool(folders)
     lacks = "all images lie in one folder, so there are no classes" if depth or folders else "no class folders"
@@ -254,6 +255,7 @@ def _refuse_other_classes(classes, depth: int) -> None:
     if all(len(folders) > 1 for folders in below.values()):
         first, second = next(iter(below)), next(iter(below.values()))[0]
         advice = "for the upper ones, move them into train/; for the lower ones, move them up"
+        advice += "; without classes, move all into unlabeled/"
         raise UserError(f"the classes can be folders like {first}/ or like {first}/{second}/: {advice}")
 
 

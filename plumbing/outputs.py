@@ -53,6 +53,16 @@ def output(place: str | Path) -> Path:
     return Path(place)
 
 
+def check_folder(folder: Path) -> None:
+    """Raises UserError if a run's folder cannot be made or written: known before the work."""
+    try:
+        above = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+        _beside(above / "run").touch()
+        _beside(above / "run").unlink()
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot write there ({error.strerror})") from error
+
+
 def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}.part")
 

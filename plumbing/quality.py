@@ -16,7 +16,7 @@ from plumbing.devices import pick_device
 from plumbing.evaluation import save_results
 from plumbing.features import eval_side, extract, random_images, ready
 from plumbing.files import Dataset, Images
-from plumbing.scores import trained_on
+from plumbing.scores import another_range, trained_on
 
 FEWEST, MOST = 10, 1000  # pictures: fewer say nothing, and the similarities of so many take a moment
 ALONE = "a second view finds its own picture"
@@ -98,7 +98,7 @@ def report(trained, untrained, checkpoint: dict, dataset: Dataset, augment, args
     for name, encoder in (("trained", trained), ("untrained", untrained)):
         ready(encoder, device, dataset.train if name == "untrained" else None, size)
         results[name] = quality(encoder, images, config, augment, device)
-    notes = trained_on(checkpoint, images)
+    notes = trained_on(checkpoint, images) + another_range(checkpoint, images)
     save_results(results, checkpoint["config"], args, notes)  # before they are printed: the reader may be gone
     count, seconds = min(len(images), MOST), time.perf_counter() - started
     why = f" ({dataset.lacks})" if dataset.lacks else ""

@@ -21,9 +21,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from plumbing.automatic import chosen
-from plumbing.command_line import DataLost, Parser, Settings, UserError, add_settings, check_bounds, flag, python, trap
+from plumbing.command_line import (
+    DataLost,
+    Parser,
+    Settings,
+    UserError,
+    add_settings,
+    check_bounds,
+    flag,
+    python,
+    quoted,
+    trap,
+)
 from plumbing.fingerprints import check_same, fingerprint
-from plumbing.outputs import RUN_FILES, check_zip, locked, replacing, save_tensors, save_text
+from plumbing.outputs import RUN_FILES, check_folder, check_zip, locked, replacing, save_tensors, save_text
 
 
 class Interrupted(KeyboardInterrupt):
@@ -153,6 +164,7 @@ def configure(config_class, recipes: dict, argv: list[str] | None, description: 
     config.check()
     _refuse_idle(config, given)
     refuse_to_replace(config.folder(), overwrite)
+    check_folder(config.folder())
     if automatic and not recipe and config.dataset == "folder":
         config = replace(config, **chosen(config.data_dir, given))
     config.overwrite = overwrite
@@ -171,7 +183,7 @@ def _refuse_idle(config, given: dict) -> None:
 
 def refuse_to_replace(folder: Path, overwrite: bool = False) -> None:
     if (folder / "last.pt").exists() and not overwrite:
-        advice = f"--resume {folder} goes on with it, --out starts elsewhere, --overwrite anew"
+        advice = f"--resume {quoted(folder)} goes on with it, --out starts elsewhere, --overwrite anew"
         raise UserError(f"{folder} holds a run: {advice}")
 
 
@@ -186,7 +198,7 @@ def _resumed(config_class, place: str, given: dict):
     for name, value in given.items():
         had = getattr(before, name)
         if not settings[name].metadata["free"] and value != had:
-            advice = f"; to train on, start a new run: python -m lab.train --init-from {place} --epochs {value}"
+            advice = f"; to train on, start a new run: python -m lab.train --init-from {quoted(place)} --epochs {value}"
             advice = advice * (name == "epochs")
             raise UserError(f"--resume {place}: the run has {flag(name)} {had}, it cannot go on with {value}{advice}")
     for name in {"bank", "loss"} - given.keys():
@@ -328,7 +340,7 @@ class Journal:
         self.seconds = time.perf_counter() - self.started
         self.save()
         program = "train.py" if type(self.config).__module__ in ("train", "__main__") else "-m lab.train"
-        again = f"{python()} {program} --resume {self.path}"
+        again = f"{python()} {program} --resume {quoted(self.path)}"
         message = f"stopped after step {self.step} of {self.total}, saved; go on with: {again}"
         raise UserError(f"{reason}; {message}") if reason and not number else Interrupted(message, number)
 

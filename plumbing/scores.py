@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from plumbing.command_line import UserError
-from plumbing.files import Dataset, Images
+from plumbing.files import DEEP, Dataset, Images
 from plumbing.fingerprints import among, twins
 
 
@@ -69,6 +69,15 @@ def trained_on(checkpoint: dict, test: Images) -> list[str]:
     return [f"caution: {seen} of the {len(test)} test images were trained on without labels"] * bool(seen)
 
 
+def another_range(checkpoint: dict, images: Images) -> list[str]:
+    """A line if pictures of more than 8 bits per value have another `Range` than in training."""
+    before, now = checkpoint.get("span"), images.span
+    if not before or not now or tuple(before) == (now.low, now.high):
+        return []
+    words = "{:g} to {:g} became 0 to 255 in training, {:g} to {:g} here".format(*before, now.low, now.high)
+    return [f"caution: pictures of {DEEP}: {words}"]
+
+
 def cautions(checkpoint: dict, dataset: Dataset) -> list[str]:
     """A line for each reason why the figures may not mean what they seem to."""
     train, test, lines = dataset.labelled, dataset.test, trained_on(checkpoint, dataset.test)
@@ -85,7 +94,7 @@ def cautions(checkpoint: dict, dataset: Dataset) -> list[str]:
         if test.paths:
             named = ", for instance " + ", ".join(f"{test.names()[i]} = {train.names()[j]}" for i, j in pairs[:3])
         lines.append(f"caution: {len(pairs)} test images are identical to training images{named}")
-    return lines
+    return lines + another_range(checkpoint, test)
 
 
 def summary(dataset: Dataset, asked: int, seconds: float) -> str:

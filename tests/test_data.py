@@ -295,6 +295,16 @@ def test_photographs_are_turned_upright(tmp_path, side, orientation, top_left):
     np.testing.assert_allclose(corner, COLOURS[top_left], atol=8)
 
 
+def test_a_photograph_is_turned_though_pillow_could_not_write_its_exif_anew(tmp_path):
+    exif = struct.pack("<HHI4s", 256, 2, 2, b"x") + struct.pack("<HHIHH", 274, 3, 1, 6, 0)  # a width in letters
+    image = Image.new("RGB", (64, 64), COLOURS["red"])
+    image.paste(COLOURS["blue"], (0, 32, 64, 64))
+    image.save(tmp_path / "photo.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x02\0" + exif + bytes(4), quality=95)
+    with Image.open(tmp_path / "photo.jpg") as photo, pytest.raises(struct.error):
+        photo.getexif().tobytes()
+    np.testing.assert_allclose(decode(tmp_path / "photo.jpg", 64)[:, 8:24, 8:24].mean((1, 2)), COLOURS["blue"], atol=8)
+
+
 @pytest.mark.parametrize("shape", [(90, 30), (30, 90)])
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_what_is_not_square_is_cut_to_its_centre(tmp_path, shape, suffix):

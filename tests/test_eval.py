@@ -455,6 +455,20 @@ def deep(folder, top):
     return folder
 
 
+def test_another_range_is_said_with_features_and_without_labels(tmp_path, capsys):
+    for top in (4000, 60_000):
+        (tmp_path / f"{top}").mkdir()
+        for i in range(210):
+            Image.fromarray(np.full((8, 8), top - i, dtype=np.uint16)).save(tmp_path / f"{top}" / f"{i}.png")
+    out, words = tmp_path / "run", "0 to 4095 became 0 to 255 in training, 0 to 65535 here"
+    train.train(train.Config(**(TINY | {"data_dir": str(tmp_path / "4000"), "out": str(out), "epochs": 1})))
+    for more in ([], ["--features", str(tmp_path / "f.npz")]):
+        for place, said in (("4000", 0), ("60000", 1)):
+            capsys.readouterr()
+            assert program.main([str(out), "--data-dir", str(tmp_path / place), *more]) == 0
+            assert capsys.readouterr().out.count(words) == said
+
+
 def test_another_range_of_16_bit_pictures_than_in_training_is_said(tmp_path):
     place, out = deep(tmp_path / "twelve", 4000), tmp_path / "run"
     train.train(train.Config(**(TINY | {"data_dir": str(place), "out": str(out), "epochs": 1, "batch_size": 8})))
@@ -526,6 +540,16 @@ def test_a_slash_more_or_another_way_to_write_a_folder_keeps_the_runs_holdout(pi
         options = dataset_options(config, parse(["run", "--data-dir", place]))
         assert (options["holdout"], options["subset"]) == (20, 40), place
     assert dataset_options(config, parse(["run", "--data-dir", str(pictures / "train")]))["holdout"] == 0
+
+
+def test_another_folder_does_not_lose_the_runs_holdout_in_silence(pictures, capsys):
+    config = TINY | {"data_dir": "gone", "holdout": 20, "subset": 0, "eval_size": 0}
+    dataset_options(config, parse(["run", "--data-dir", str(pictures)]))
+    assert "caution: the run's --holdout 20 holds for gone alone: name it again" in capsys.readouterr().out
+    dataset_options(config, parse(["run", "--data-dir", str(pictures), "--holdout", "0"]))
+    dataset_options(config, parse(["run", "--dataset", "cifar10"]))
+    dataset_options(config | {"holdout": 0}, parse(["run", "--data-dir", str(pictures)]))
+    assert capsys.readouterr().out == ""
 
 
 def test_downloads_are_not_looked_for_in_the_runs_folder_of_photographs():

@@ -45,6 +45,8 @@ TREES = {  # a folder's images, and counts() of its layout
     "flat-train-and-test": ({"train": 50, "test": 9}, (0, 50, 0, ())),
     "unlabelled": ({"unlabeled": 30, "train/cat": 4, "train/dog": 4, "test/cat": 2}, (8, 30, 2, BOTH)),
     "unlabelled-in-folders": ({"Unlabelled/a/b": 30, "train/cat": 4, "train/dog": 4}, (8, 30, 0, BOTH)),
+    "only-unlabelled": ({"unlabeled/2023": 12, "unlabeled/2024": 12}, (0, 24, 0, ())),
+    "only-unlabelled-by-month": ({f"in/unlabeled/{y}/{m}": 3 for y in (2023, 2024) for m in (5, 6)}, (0, 12, 0, ())),
     "loose-in-train": ({"train": 7, "train/cat": 4, "train/dog": 4, "test/cat": 2}, (8, 7, 2, BOTH)),
     "wrapped": ({"a/b/train/cat": 4, "a/b/train/dog": 4, "a/b/test/cat": 2}, (8, 0, 2, BOTH)),
     "wrapped-parts": ({"train/train/cat": 4, "train/train/dog": 4, "test/test/dog": 1}, (8, 0, 1, BOTH)),
@@ -331,6 +333,13 @@ def test_a_run_in_the_images_own_folder_is_no_image(tmp_path):
     assert sorted(listing(tmp_path)[0]) == ["0.png", "more/neighbours.png"]
 
 
+def test_a_run_that_has_no_checkpoint_yet_is_one(tmp_path):
+    make_run(tmp_path / "runs" / "folder")
+    (tmp_path / "runs" / "folder" / "last.pt").rename(tmp_path / "runs" / "folder" / "metrics.jsonl")
+    save(tmp_path / "0.png")
+    assert listing(tmp_path) == (["0.png"], ["runs/folder/ (a run)"])
+
+
 @pytest.mark.parametrize("lacking", ["config.json", "last.pt"])
 def test_a_folder_with_one_file_of_a_run_is_none(tmp_path, lacking):
     make_run(tmp_path / "cat")
@@ -419,6 +428,9 @@ def test_a_path_with_two_classes_is_refused_in_any_form(tmp_path):
     save(tmp_path / "é.png")
     (tmp_path / "l.csv").write_text("".join(f"{name}.png,{i}\n" for i, name in enumerate(forms("é"))), encoding="utf-8")
     with pytest.raises(UserError, match="line 2: é.png has two classes, 0 and 1"):
+        with_labels(load("folder", tmp_path), tmp_path / "l.csv")
+    (tmp_path / "l.csv").write_text(f"é.png,0\n{tmp_path}/é.png,1\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"--labels .*l.csv: /.*/é.png has two classes, 0 and 1"):
         with_labels(load("folder", tmp_path), tmp_path / "l.csv")
 
 

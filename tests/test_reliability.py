@@ -574,6 +574,9 @@ def test_at_most_eight_pictures_are_decoded_at_a_time(pictures, monkeypatch):
 # -------------------------------------------------------------- 8., 9., 11. places, memory, signals
 
 
+NO_COMPILER = type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})("No working C++ compiler")
+
+
 @pytest.mark.parametrize(
     ("error", "status", "words"),
     [
@@ -584,6 +587,7 @@ def test_at_most_eight_pictures_are_decoded_at_a_time(pictures, monkeypatch):
         (OSError(12, "Cannot allocate memory"), 2, "out of memory"),
         (PermissionError(13, "Permission denied", "/x/y"), 2, "/x/y: Permission denied"),
         (OSError(36, "File name too long", "zzz"), 2, "zzz: File name too long"),
+        (NO_COMPILER, 2, "x.py: --compile: torch.compile failed (No working C++ compiler); --no-compile does without"),
     ],
 )
 def test_what_the_machine_lacks_is_one_line(capsys, error, status, words):

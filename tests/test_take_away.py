@@ -234,6 +234,12 @@ def test_files_that_cannot_be_read_are_refused_in_one_line(tmp_path):
             read_labels(tmp_path / name)
 
 
+def test_a_file_that_cannot_be_read_is_told_before_the_pictures_are(run, tmp_path, capsys):
+    assert eval_linear.main([str(run), "--labels", str(tmp_path / "none.csv")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and "--labels" in printed.err
+
+
 def test_quotes_commas_and_a_mark_of_order_are_read(tmp_path):
     (tmp_path / "l.csv").write_bytes('\ufeffPath,Class\n"a, b.png","c, d"\n\nx.png,y\n'.encode())
     assert read_labels(tmp_path / "l.csv") == {"a, b.png": "c, d", "x.png": "y"}

@@ -423,6 +423,21 @@ def test_a_place_that_cannot_be_written_is_named(flags, tmp_path, capsys):
     assert_one_line(capsys, f"--out {tmp_path / 'file' / 'run'}: cannot write there")
 
 
+def test_a_place_that_cannot_be_written_is_named_before_the_pictures_are_read(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(program, "load_dataset", lambda *given: pytest.fail("read"))
+    (tmp_path / "file").write_text("in the way")
+    assert program.main(flags(out=tmp_path / "file" / "run")) == 2
+    assert_one_line(capsys, "cannot write there")
+
+
+def test_a_command_to_copy_quotes_names_with_spaces(flags, tmp_path, capsys):
+    out = tmp_path / "my run"
+    assert program.main(flags(out=out, epochs=1)) == 0
+    assert f"eval_linear.py '{out}'" in capsys.readouterr().out
+    assert program.main(flags(out=out)) == 2
+    assert_one_line(capsys, f"--resume '{out}' goes on")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
