@@ -71,8 +71,9 @@ def measure(checkpoint: dict, dataset: Dataset) -> dict:
 
 def agreement(runs: list[dict], key: str, accuracy: str) -> float:
     """Spearman's correlation of a figure with an accuracy: 1 where both order the runs alike."""
-    order = [torch.tensor([run["final"][k] for run in runs]).argsort().argsort().double() for k in (key, accuracy)]
-    return torch.corrcoef(torch.stack(order))[0, 1].item()
+    values = torch.tensor([[run["final"][k] for run in runs] for k in (key, accuracy)], dtype=torch.double)  # (2, R)
+    ranks = (values[:, :, None] - values[:, None]).sign().sum(2)  # (2, R): equal values have equal ranks
+    return torch.corrcoef(ranks)[0, 1].item()
 
 
 def by_dataset(runs: list[dict]) -> dict[str, list[dict]]:

@@ -311,6 +311,12 @@ def test_the_figures_without_labels_are_set_against_both_accuracies(tiny, titles
     assert len(lines) == 2 + len(runs) + 3 + 2 * 3 and lines[-2].startswith("| photos | linear probe | +1.00 |")
 
 
+def test_runs_with_equal_figures_have_equal_ranks():
+    runs = [{"final": {"rank": a, "knn": b}} for a, b in ((0.1, 1.0), (0.3, 3.0), (0.3, 2.0), (0.7, 4.0))]
+    assert quality.agreement(runs, "rank", "knn") == pytest.approx(0.9487, abs=1e-4)  # ranks 1, 2.5, 2.5, 4
+    assert quality.agreement(runs[::-1], "rank", "knn") == quality.agreement(runs, "rank", "knn")
+
+
 def test_settings_for_photographs_are_judged_without_the_test_images(tiny, tmp_path):
     config = lab(tiny(epochs=1))
     checkpoint, dataset = read_checkpoint(train(config)["out"]), load_dataset(config)
