@@ -150,11 +150,12 @@ def program(argv=None, parser: Parser | None = None, build=encoder_of, more_of=N
     args = evaluation_arguments(parser or Parser(description=__doc__.split("\n")[0]), data.DATASETS, argv)
     checkpoint = read_checkpoint(args.run, kind or Config)
     config = checkpoint["config"]
-    if build is encoder_of and (config["arch"] not in ARCHITECTURES or config.get("drop_last_stage")):
+    beyond = config["arch"] not in ARCHITECTURES or config.get("drop_last_stage") or config.get("torchvision_stem")
+    if build is encoder_of and beyond:
         raise UserError(f"{args.run}: a run of lab.train; evaluate it with: python -m lab.evaluate {quoted(args.run)}")
     trained = load_backbone(checkpoint, build)
     if args.export:
-        return export(trained.backbone, config, args.export)
+        return export(trained.backbone, config, args.export, checkpoint.get("side"))
     more = more_of(args, config) if more_of else None
     started, dataset = time.perf_counter(), load_for(config, args)
     if args.features:

@@ -28,7 +28,7 @@ import faults
 from figures import plots
 from figures.observe import Watch
 from figures.sweep import SCALES
-from plumbing.command_line import Parser, command
+from plumbing.command_line import Parser, UserError, command
 from plumbing.outputs import output, replacing, save_text
 from plumbing.runs import read_checkpoint
 from train import Config, Pretraining, load_dataset, train
@@ -89,6 +89,15 @@ def draw(epochs: dict[str, list[dict]], deal: int, reveal: bool, path) -> None:
     plots.plt.close(figure)
 
 
+def stored(file: Path) -> dict:
+    """The runs of an earlier call. Raises UserError for a damaged file."""
+    try:
+        runs = json.loads(file.read_text())
+        return {**runs, "epochs": dict(runs["epochs"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: damaged ({type(error).__name__}); delete it") from error
+
+
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.split("\n")[0])
@@ -104,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     base.check()
     args.out.mkdir(parents=True, exist_ok=True)
     kept, picture = output(args.out / f"break_it-{args.epochs}-{args.seed}.json"), output(args.out / "break_it.png")
-    runs = json.loads(kept.read_text()) if kept.exists() else {"epochs": histories(base)}
+    runs = stored(kept) if kept.exists() else {"epochs": histories(base)}
     if args.deal is not None or "deal" not in runs:
         runs["deal"] = random.SystemRandom().randrange(10**6) if args.deal is None else args.deal
         save_text(json.dumps(runs), kept, "--out")

@@ -28,7 +28,7 @@ from eval_linear import eval_side, load_for
 from lab.backbones import encoder_of
 from lab.train import LabConfig
 from models import Encoder
-from plumbing.command_line import Parser, command
+from plumbing.command_line import Parser, UserError, command
 from plumbing.devices import pick_device
 from plumbing.duplicates import lines, near_duplicates, thumbnails
 from plumbing.evaluation import evaluation_options
@@ -147,6 +147,8 @@ def load_images(run: str, checkpoint: dict, data_dir: str | None = None) -> Data
 
     Raises UserError if they are others than those that it was trained on.
     """
+    if data_dir and checkpoint["config"]["dataset"].startswith("shapes"):
+        raise UserError("--data-dir means nothing for a run on drawn shapes: leave it out")
     config = checkpoint["config"] | ({"data_dir": data_dir} if data_dir else {})
     dataset = load_for(config, evaluation_options(Parser(), DATASETS).parse_args([run]))
     check_same(checkpoint.get("images"), fingerprint(dataset.train), run)

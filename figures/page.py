@@ -146,8 +146,8 @@ def compared(measured: dict) -> list[list[str]]:
     return rows
 
 
-def accuracy(file: Path, config: dict) -> dict | str:
-    """From the JSON that eval_linear.py wrote, if it exists and belongs to this run."""
+def accuracy(file: Path, checkpoint: dict) -> dict | str:
+    """From the JSON that eval_linear.py wrote, if it exists and is of this checkpoint."""
     ask = f"{python()} eval_linear.py {quoted(file.parent)} --json {quoted(file)} measures it."
     if not file.is_file():
         return f"This run has no eval.json yet: {ask}"
@@ -155,10 +155,11 @@ def accuracy(file: Path, config: dict) -> dict | str:
         measured = json.loads(file.read_text())
         ways = BLIND if "recovered" in measured["trained"] else PROBES
         content = {"table": table(compared(measured)), "date": escape(measured["date"]), "ways": ways}
-        same = {**measured["config"], "data_dir": ""} == {**config, "data_dir": ""}
+        same = {**measured["config"], "data_dir": ""} == {**checkpoint["config"], "data_dir": ""}
+        same = same and measured.get("step", checkpoint["step"]) == checkpoint["step"]  # older files have none
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: damaged ({type(error).__name__}); delete it, or measure the run again") from error
-    return content if same else f"The eval.json here is of another run: {ask}"
+    return content if same else f"The eval.json here is of another run, or of an earlier step: {ask}"
 
 
 def nearest(encoders, dataset: Dataset, size: int, device) -> dict:
@@ -301,7 +302,7 @@ def compose(place: str, home: Path, checkpoint: dict, dataset: Dataset, file: st
     sections = {"accuracy": NO_LABELS} | dict.fromkeys(("spectrum", "step"), NO_BANK)
     measured = home / "eval.json"
     if dataset.test or measured.is_file():  # another dataset's labels can measure any run
-        sections["accuracy"] = accuracy(measured, checkpoint["config"])
+        sections["accuracy"] = accuracy(measured, checkpoint)
     if config.method == "ours":
         run, start = restored(place, config, checkpoint, dataset, device)
         whole = run.bank.images is None
@@ -325,7 +326,7 @@ def restored(place: str, config: LabConfig, checkpoint: dict, dataset: Dataset, 
 
     The rows are None for a run that started from another run's weights.
     """
-    settings = replace(config, compile=False, shard_bank=False, init_from="")
+    settings = replace(config, compile=False, shard_bank=False, init_from="", bank="", loss="")  # runs no other code
     run, start = build(settings, len(dataset.train), device), None
     if (count := len(checkpoint["bank"]["weight"])) != run.bank.size:
         problem = f"its bank has {count} rows, one per image, but there are {run.bank.size} images now"

@@ -35,7 +35,7 @@ METHODS = ("ours", "simclr", "moco", "mocov2", "byol", "simsiam", "barlow", "din
 
 OURS_ALONE = (  # settings of the bank and of its losses; the other methods have heads of their own
     "temperature", "bank_momentum", "bank_init", "bank_update", "negatives", "lam", "kl_temperature", "cutmix",
-    "layers", "hidden", "dim", "window", "visits", "bank_dtype", "shard_bank", "similarity_gb",
+    "layers", "hidden", "dim", "window", "visits", "bank_dtype", "shard_bank", "similarity_gb", "bank", "loss",
 )  # fmt: skip
 
 
@@ -93,6 +93,10 @@ class LabConfig(Config):
         for name, on in whole.items():
             if on and self.window:
                 raise UserError(f"{name} is for a bank of all images: add --window 0")
+        if 0 < self.branch_setting < 1 and self.method in ("simsiam", "swav"):
+            raise UserError(f"--branch-setting {self.branch_setting:g}: --method {self.method} takes 1 or more")
+        if self.branch_setting > 1 and self.method == "byol":
+            raise UserError(f"--branch-setting {self.branch_setting:g}: --method byol takes m, at most 1")
         if self.branch_setting and self.method == "ours":
             raise UserError("--branch-setting belongs to the two-branch methods: name one with --method")
         if self.bank_init == "carry" and not (self.init_from and self.method == "ours"):
@@ -111,6 +115,10 @@ def build(config: LabConfig, count: int, device: torch.device):
     if config.shard_bank and (samples(config, count) or config.cutmix):
         raise UserError("--shard-bank reads all rows where they lie: --negatives 0 and no --cutmix")
     streamed = streams(config, count)
+    if config.bank and (streamed or config.bank_dtype != "fp32"):
+        raise UserError("--bank takes the bank's place: not with --bank-dtype bf16, --shard-bank or so many images")
+    if config.loss and streamed:
+        raise UserError("--loss needs all similarities: not with --shard-bank, and with more --similarity-gb")
     kinds = [Crops] * (config.views != "single") + [Streamed] * streamed
     learner = with_own_files(type("Pretraining", (*kinds, Pretraining), {}), config.bank, config.loss)
     encoder = encoder_for(config)

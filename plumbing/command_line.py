@@ -166,9 +166,9 @@ class Settings:
         if self.batch_size > count:
             images = f"the dataset, which has {count} training images"
             raise UserError(f"--batch-size {self.batch_size} is larger than {images}: try {max(2, count // 2)}")
-        if 0 < self.window < self.batch_size:
-            raise UserError(f"--window {self.window} is smaller than a batch of {self.batch_size}")
         rows = self.rows(count)
+        if rows < self.batch_size:
+            raise UserError(f"--window {self.window} is smaller than a batch of {self.batch_size}")
         entering = rows // min(self.visits, self.epochs)
         if rows < count and entering < 2 and self.bank_init == "forward":
             images = "one image would enter the window at a time, and BatchNorm needs two"

@@ -76,6 +76,8 @@ def dataset_options(config: dict, args: argparse.Namespace) -> dict:
     name, before = args.dataset or config["dataset"], config["data_dir"]
     if not args.data_dir and name == "folder" != config["dataset"]:
         raise UserError("--dataset folder: name it with --data-dir")
+    if args.data_dir and name.startswith("shapes"):
+        raise UserError(f"--data-dir means nothing with --dataset {name}: add --dataset folder, or leave it out")
     apart = "folder" in (name, config["dataset"]) and name != config["dataset"]
     place = args.data_dir or ("data" if apart else before)
     own = name == config["dataset"] and (name != "folder" or Path(place).resolve() == Path(before).resolve())
@@ -94,15 +96,15 @@ def report(results: dict, checkpoint: dict, dataset: Dataset, args: argparse.Nam
     """Write the figures to --json, and print them as a table with what to beware of."""
     notes = cautions(checkpoint, dataset)
     k = neighbours(args.k, dataset.labelled.labels)
-    save_results(results | {"k": k}, checkpoint["config"], args, notes)  # before: the reader may be gone
+    save_results(results | {"k": k}, checkpoint, args, notes)  # before: the reader may be gone
     print(summary(dataset, args.k, time.perf_counter() - started))
     rows = "untrained: before its first step; raw: the pixels alone; majority: the largest class as every answer"
     print(accuracy_table(results), rows, *notes, sep="\n")
 
 
-def save_results(results: dict, config: dict, args: argparse.Namespace, notes: list[str]) -> None:
+def save_results(results: dict, checkpoint: dict, args: argparse.Namespace, notes: list[str]) -> None:
     """Write the figures, and what they were measured with, as JSON to --json, if it is given."""
     if args.json:
         note = {"run": args.run, "cautions": notes, "hardware": hardware(args.device)}
-        note |= {"date": time.strftime("%Y-%m-%d"), "config": config}
+        note |= {"date": time.strftime("%Y-%m-%d"), "config": checkpoint["config"], "step": checkpoint["step"]}
         save_text(json.dumps(results | note, indent=1) + "\n", args.json, "--json")

@@ -11,6 +11,7 @@ from torch import nn
 from torchvision.models import ResNet, VisionTransformer
 
 from plumbing.command_line import UserError
+from plumbing.features import side_of
 from plumbing.files import DEEP, GREY
 from plumbing.image_ops import MEAN, STD
 from plumbing.outputs import output, save_tensors, save_text
@@ -35,9 +36,12 @@ def beside_of(file: Path) -> Path:
     return file.with_suffix(".json") if file.suffix != ".json" else file.with_suffix(".recipe.json")
 
 
-def export(backbone: nn.Module, config: dict, file: Path) -> None:
-    """Write the weights to file and what rebuilds the network next to it, and print the lines."""
-    recipe = recipe_of(backbone, config)
+def export(backbone: nn.Module, config: dict, file: Path, own: int | None = None) -> None:
+    """Write the weights to file and what rebuilds the network next to it, and print the lines.
+
+    own is the side to which the run's images are decoded; None, of older runs: as large as it gets.
+    """
+    recipe = recipe_of(backbone, config, side_of(config, own or 2 * config["size"]))
     lines = lines_of(recipe, file.name)
     beside = beside_of(file)
     save_tensors(backbone.state_dict(), file, "--export")
@@ -46,11 +50,9 @@ def export(backbone: nn.Module, config: dict, file: Path) -> None:
     print(lines)
 
 
-def recipe_of(backbone: nn.Module, config: dict) -> dict:
+def recipe_of(backbone: nn.Module, config: dict, side: int) -> dict:
     """What the weights do not say about the network, and what its input is: plain values."""
-    size = config["size"]
-    side = config.get("eval_size") or (size if isinstance(backbone, VisionTransformer) else round(size * 4 / 3))
-    recipe = {"arch": config["arch"], "size": size, "side": side, "mean": list(MEAN), "std": list(STD)}
+    recipe = {"arch": config["arch"], "size": config["size"], "side": side, "mean": list(MEAN), "std": list(STD)}
     recipe["fit"] = config.get("fit", "crop")
     if isinstance(backbone, ResNet):
         stages = [stage for stage in backbone.children() if isinstance(stage, nn.Sequential)]
@@ -88,7 +90,10 @@ def lines_of(recipe: dict, name: str) -> str:
         f"normalize = torchvision.transforms.Normalize({mean}, {std})",
         "\n",
         f"def prepared(file):  # (1, 3, {side}, {side}), the {shown} of a picture",
-        "    image = ImageOps.exif_transpose(Image.open(file))",
+        "    image = Image.open(file)",
+        "    image.getexif()",
+        '    image.info.pop("exif", None)  # Pillow would write it anew, and fails at odd tags',
+        "    ImageOps.exif_transpose(image, in_place=True)",
         '    if image.mode.startswith(("I", "F")):',
         f'        raise ValueError(f"{{file}}: {DEEP}; scale them to 0 to 255 as training did")',
         '    image = image.convert("RGBA")',

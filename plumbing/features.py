@@ -72,12 +72,18 @@ def eval_side(config: dict, images: Images) -> int:
     """The side of images in evaluation: the run's --eval-size, or their own, 1 to 4/3 of --size.
 
     A crop shows things larger than the whole image does; somewhat larger images in evaluation make
-    up for it (FixRes, arXiv 1906.06423). A vision transformer knows one side only.
+    up for it (FixRes, arXiv 1906.06423). A vision transformer knows one side only. Images that are
+    reduced to be decoded have 8/7 of --size.
     """
-    size = config["size"]
-    if config["eval_size"] or config["arch"].startswith("vit"):
-        return config["eval_size"] or size
-    return min(max(images.side, size), round(size * 4 / 3))
+    return side_of(config, images.side)
+
+
+def side_of(config: dict, own: int) -> int:
+    """The side in evaluation of images that are decoded to squares of side own."""
+    size, asked = config["size"], config.get("eval_size", 0)
+    if asked or config["arch"].startswith("vit"):
+        return asked or size
+    return min(max(own, size), round(size * 4 / 3))
 
 
 def save_features(encoder, dataset: Dataset, checkpoint: dict, args) -> None:

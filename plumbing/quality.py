@@ -99,7 +99,7 @@ def report(trained, untrained, checkpoint: dict, dataset: Dataset, augment, args
         ready(encoder, device, dataset.train if name == "untrained" else None, size)
         results[name] = quality(encoder, images, config, augment, device)
     notes = trained_on(checkpoint, images) + another_range(checkpoint, images)
-    save_results(results, checkpoint["config"], args, notes)  # before they are printed: the reader may be gone
+    save_results(results, checkpoint, args, notes)  # before they are printed: the reader may be gone
     count, seconds = min(len(images), MOST), time.perf_counter() - started
     why = f" ({dataset.lacks})" if dataset.lacks else ""
     print(f"no labels{why}: judged by {count} pictures that did not train, {seconds:.0f} s")

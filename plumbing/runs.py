@@ -88,6 +88,7 @@ def _check_content(checkpoint: dict) -> None:
         _check_types(row, dict.fromkeys(names, NUMBER))
     low, high = checkpoint.get("span") or (0, 1)
     _check_types({"low": low, "high": high}, {"low": NUMBER, "high": NUMBER})
+    _check_types({"side": checkpoint.get("side", 0)}, {"side": int})
     files = images and images["files"]
     if (bank and bank["weight"].ndim != 2) or (images and (files.dtype, files.ndim) != (torch.long, 1)):
         raise UserError("the rows of its bank, or its list of images, have another shape")
@@ -234,6 +235,7 @@ class Journal:
         self.config, self.run, self.count, self.path = config, run, len(images), config.folder()
         self.images = fingerprint(images)
         self.span = images.span and [images.span.low, images.span.high]  # of pictures of more than 8 bits
+        self.side = images.side
         self.per_epoch = self.count // config.batch_size  # the last images of an epoch's order wait for the next
         self.total, self.lr = config.epochs * self.per_epoch, config.lr
         self.step, self.seconds, self.history = 0, 0.0, []
@@ -330,7 +332,8 @@ class Journal:
             raise self.diverged()
         state = self.run.state()  # in every process: a bank in parts is collected from all
         progress = {"config": asdict(self.config), "step": self.step, "sums": self.sums.cpu()}
-        progress |= {"seconds": self.seconds, "history": self.history, "images": self.images, "span": self.span}
+        progress |= {"seconds": self.seconds, "history": self.history, "images": self.images}
+        progress |= {"span": self.span, "side": self.side}
         if not self.quiet:
             save_tensors(state | progress, self.path / "last.pt", "the checkpoint")
             self._save_metrics()

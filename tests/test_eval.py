@@ -271,6 +271,27 @@ def test_the_printed_lines_rebuild_any_run(tmp_path, monkeypatch, arch, size, wi
     assert torch.equal(names["model"](names["normalize"](pixels)), encoder.features(normalize(pixels).contiguous()))
 
 
+@pytest.mark.parametrize(("shape", "size", "side"), [((28, 28), 24, 28), ((24, 24), 24, 24), ((90, 70), 56, 64)])
+def test_the_printed_lines_show_a_picture_as_the_features_saw_it(tmp_path, monkeypatch, shape, size, side):
+    """Squares up to 4/3 of --size keep their side; larger pictures are decoded to 8/7 of it."""
+    (tmp_path / "in").mkdir()
+    for i in range(20):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (*shape[::-1], 3), dtype=np.uint8)).save(
+            tmp_path / "in" / f"{i}.png"
+        )
+    monkeypatch.chdir(tmp_path)
+    options = {"size": size, "width": 16, "data_dir": "in", "out": "run", "epochs": 1, "layers": 1}
+    train.train(train.Config(**(TINY | options)))
+    assert program.main(["run", "--export", "it.pt"]) == program.main(["run", "--features", "it.npz"]) == 0
+    recipe, names = json.loads((tmp_path / "it.json").read_text()), {}
+    exec("\n".join(recipe["lines"]), names)
+    file = np.load("it.npz")
+    with torch.no_grad():
+        ours = torch.stack([names["model"](names["prepared"](Path("in") / name))[0] for name in file["paths"]])
+    both = [features - features.mean(0) for features in (ours, torch.from_numpy(file["features"]))]  # (20, F)
+    assert recipe["side"] == side and (F.cosine_similarity(*both) > 0.99).all()  # bf16 in evaluation
+
+
 def noise(mode):
     """A picture of noise in that mode; "tRNS" is RGB with one colour that is transparent."""
     values = np.random.default_rng(0).integers(0, 256, (40, 48, 4), dtype=np.uint8)
@@ -550,6 +571,13 @@ def test_another_folder_does_not_lose_the_runs_holdout_in_silence(pictures, caps
     dataset_options(config, parse(["run", "--dataset", "cifar10"]))
     dataset_options(config | {"holdout": 0}, parse(["run", "--data-dir", str(pictures)]))
     assert capsys.readouterr().out == ""
+
+
+def test_a_folder_for_drawn_shapes_is_refused():
+    config = TINY | {"dataset": "shapes", "data_dir": "data", "eval_size": 0, "holdout": 0, "subset": 0}
+    with pytest.raises(UserError, match="--data-dir means nothing with --dataset shapes: add --dataset folder"):
+        dataset_options(config, parse(["run", "--data-dir", "my_images"]))
+    assert dataset_options(config, parse(["run", "--dataset", "folder", "--data-dir", "x"]))["data_dir"] == "x"
 
 
 def test_downloads_are_not_looked_for_in_the_runs_folder_of_photographs():

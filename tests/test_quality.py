@@ -286,10 +286,10 @@ def test_the_page_shows_both_curves_and_both_figures(run, tmp_path):
     pictures = page.curves(rows, 96)["pictures"]
     assert "recovered: " in pictures and "effective rank: " in pictures
     measured = {"trained": {"recovered": 0.5, "rank": 9.0}, "untrained": {"recovered": 0.25, "rank": 3.0}}
-    config = read_checkpoint(home)["config"]
-    (tmp_path / "eval.json").write_text(json.dumps(measured | {"config": config, "date": "2024-01-01"}))
-    assert page.curves(rows, 96)["looks"] == page.BLIND == page.accuracy(tmp_path / "eval.json", config)["ways"]
-    table = page.accuracy(tmp_path / "eval.json", config)["table"]
+    checkpoint, file = read_checkpoint(home), tmp_path / "eval.json"
+    file.write_text(json.dumps(measured | {"config": checkpoint["config"], "date": "2024-01-01"}))
+    assert page.curves(rows, 96)["looks"] == page.BLIND == page.accuracy(file, checkpoint)["ways"]
+    table = page.accuracy(file, checkpoint)["table"]
     assert "50.0" in table and "25.0" in table and "9.0" in table and "raw" not in table
 
 

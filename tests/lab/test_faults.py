@@ -139,3 +139,13 @@ def test_the_letters_of_break_it_are_dealt_by_chance_once_and_kept(tmp_path, mon
     assert dealt[::2] == dealt[1::2] and len(set(dealt)) > 3
     assert break_it.main(["--out", folders[0], "--deal", "7"]) == break_it.main(["--out", folders[0], "--reveal"]) == 0
     assert dealt[-2:] == [7, 7]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"epochs": 3}'])
+def test_a_damaged_file_of_break_it_is_named(tmp_path, capsys, content):
+    from figures import break_it
+
+    (tmp_path / "break_it-24-0.json").write_text(content)
+    assert break_it.main(["--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "break_it-24-0.json: damaged (" in error and "; delete it" in error and error.count("\n") == 1

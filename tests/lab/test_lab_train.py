@@ -36,6 +36,8 @@ def assert_one_line(capsys, message):
         ({"size_start": 24}, "--size-start: at most --size 16"),
         ({"size_start": 8, "views": "sslight"}, "--size-start: at most --size 16, with --views single or twice"),
         ({"size_start": 8, "arch": "vit_tiny", "width": 0}, "--size-start: vit_tiny cuts images of one size"),
+        ({"method": "swav", "branch_setting": 0.3}, "--branch-setting 0.3: --method swav takes 1 or more"),
+        ({"method": "byol", "branch_setting": 5}, "--branch-setting 5: --method byol takes m, at most 1"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -43,6 +45,26 @@ def test_bad_input_is_one_line_and_leaves_nothing(flags, tmp_path, capsys, optio
     assert program.main(flags(**options)) == 2
     assert_one_line(capsys, message)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", [{"bank_dtype": "bf16"}, {"similarity_gb": 1e-9}, {"shard_bank": True}])
+def test_a_bank_or_loss_of_ones_own_is_not_passed_over_in_silence(lab_config, tmp_path, option):
+    for name in ("bank", "loss"):
+        file = tmp_path / f"my_{name}.py"
+        file.write_text("from bank import MemoryBank" if name == "bank" else "from loss import nce")
+        config = lab_config(window=0, **{name: str(file)} | option)
+        if name == "loss" and "bank_dtype" in option:
+            build(config, 96, torch.device("cpu"))
+            continue
+        with pytest.raises(UserError, match=f"^--{name} "):
+            build(config, 96, torch.device("cpu"))
+    assert {"bank", "loss"} <= lab_config(method="simclr").ignored().keys()
+
+
+def test_a_window_means_nothing_to_a_method_without_one(lab_config):
+    lab_config(method="simclr", batch_size=40, window=32).check_for(96)
+    with pytest.raises(UserError, match="--window 32 is smaller than a batch of 40"):
+        lab_config(batch_size=40, window=32).check_for(96)
 
 
 def test_a_run_goes_through_the_command_line_and_is_not_overwritten_by_accident(flags, tmp_path, capsys):

@@ -232,13 +232,17 @@ def test_mistakes_are_one_line_and_leave_the_page_as_it_was(run, tmp_path, pictu
             (run / "eval.json").write_text(damage)
             refused("eval.json: damaged", run)
         other = json.loads(measured)
-        other["config"]["seed"] = 7
-        (run / "eval.json").write_text(json.dumps(other))
-        assert page.main([str(run), "--out", str(tmp_path / "p.html")]) == 0
-        assert "The eval.json here is of another run" in Read(tmp_path / "p.html").text["accuracy"]
+        for change in ({"config": other["config"] | {"seed": 7}}, {"step": other["step"] - 1}):
+            (run / "eval.json").write_text(json.dumps(other | change))
+            assert page.main([str(run), "--out", str(tmp_path / "p.html")]) == 0
+            assert "The eval.json here is of another run" in Read(tmp_path / "p.html").text["accuracy"]
     finally:
         (run / "eval.json").write_text(measured)
 
+    own = read_checkpoint(str(run))
+    own["config"] |= {"bank": "gone.py", "loss": "gone.py"}
+    torch.save(own, tmp_path / "own.pt")
+    assert page.main([str(tmp_path / "own.pt"), "--out", str(tmp_path / "p.html")]) == 0, "runs no file of another's"
     old = read_checkpoint(str(run))
     old["config"]["gone"] = 1
     torch.save(old, tmp_path / "old.pt")
