@@ -65,6 +65,7 @@ def search(pair: list[Encoder], dataset: Dataset, size: int, device, rows: int =
     """
     if dataset.train.labels is None or not dataset.test:
         order = random_images(dataset.train, images + rows)
+        rows = min(rows, len(order) // 2)
         asked = dataset.test if dataset.test else dataset.train.take(order[:rows])
         dataset = replace(dataset, train=dataset.train.take(order[rows:]), test=asked)
         queries = random_images(asked, rows)

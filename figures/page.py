@@ -195,8 +195,10 @@ def layout(close: Tensor, start: Tensor, steps: int = 150) -> Tensor:
     return spots
 
 
-def feature_map(encoders, dataset: Dataset, size: int, device) -> dict:
+def feature_map(encoders, dataset: Dataset, size: int, device) -> dict | str:
     images = dataset.test or dataset.train
+    if len(images) < 3:
+        return "There are too few images for a map."
     images = images.take(random_images(images, SPOTS))
     labels, k, shown = images.labels, min(10, len(images) - 1), []
     for name, encoder in zip(NAMES, encoders):
@@ -215,8 +217,12 @@ def feature_map(encoders, dataset: Dataset, size: int, device) -> dict:
             for c, marker in zip(range(len(dataset.classes)), MARKERS):
                 name_of_class = dataset.classes[c].encode(errors="replace").decode()  # of a folder not in UTF-8
                 name_of_class = name_of_class.replace("$", r"\$")  # not a formula
+                name_of_class = " " * name_of_class.startswith("_") + name_of_class  # the legend would leave it out
                 style = {"color": f"C{c}", "marker": marker, "linewidth": 0, "alpha": 0.7}
                 axis.scatter(*spots[own == c].T, 14, label=name_of_class, **style)
+            others = own >= len(MARKERS)
+            if others.any():
+                axis.scatter(*spots[others].T, 14, label="other classes", color=GREY, linewidth=0, alpha=0.4)
             figure.legend(loc="outside lower center", ncols=4, fontsize=9, markerscale=1.8, handletextpad=0)
             words = f"{name.capitalize()}: of the {k} nearest of each dot, {same:.1%} are of its class."
         shown.append(picture(figure, f"{len(images)} images as dots, joined ones near each other.", words))

@@ -25,6 +25,8 @@ def start_from(run, checkpoint: dict, config) -> None:
         raise UserError(f"{name}: trained at --size {before['size']}, it cannot go on at {config.size}: {stems}")
     if config.bank_init == "carry":
         _carry(run, checkpoint, config, f"{name} --bank-init carry")
+    if (before.get("method", "ours") == "ours") != (config.method == "ours"):
+        raise UserError(f"{name}: a run of --method {before['method']} has another head than --method {config.method}")
     if before["arch"] != config.arch:
         raise UserError(f"{name}: holds a {before['arch']}, not a {config.arch}")
     load_state(run.encoder, checkpoint["encoder"], f"{name}: its encoder")

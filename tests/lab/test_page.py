@@ -4,6 +4,7 @@ import base64
 import importlib
 import json
 import re
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from invented import lab
 import eval_linear
 from figures import page
 from lab.train import train as lab_train
+from models import encoder_of
+from plumbing.files import Dataset, Images
 from plumbing.runs import read_checkpoint
 from train import Config, Pretraining, load_dataset, train
 
@@ -178,6 +181,33 @@ def test_a_run_without_labels_has_a_page_without_what_needs_them(pictures, tiny,
     assert [len(shown.images[name]) for name in drawn] == [1, 2, 2, 1, 2]
     assert "own class" not in shown.text["neighbours"] and "of its class" not in shown.text["map"]
     assert "did not look at its features" in shown.text["curves"]
+
+
+def drawn_images(count, classes):
+    pixels = torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = Images(pixels, labels=torch.arange(count) % len(classes), side=16)
+    return Dataset(train=images, labelled=images, test=images, classes=classes)
+
+
+def test_the_map_names_classes_beyond_the_tenth_and_those_that_begin_with_a_bar(monkeypatch):
+    seen = []
+    monkeypatch.setattr(page, "picture", lambda figure, *_, **__: seen.append(figure) or "")
+    encoder = encoder_of(asdict(Config(**TINY, layers=1)))
+    dataset = drawn_images(48, ("_a", *"bcdefghijkl"))
+    page.feature_map([encoder], dataset, 16, torch.device("cpu"))
+    (figure,) = seen
+    names = [text.get_text().strip() for text in figure.legends[0].get_texts()]
+    assert names == ["_a", *"bcdefghij", "other classes"]
+    assert sum(len(dots.get_offsets()) for dots in figure.axes[0].collections) == 48
+
+
+def test_a_map_of_two_images_and_neighbours_of_eight_say_nothing_false():
+    encoder, dataset = encoder_of(asdict(Config(**TINY, layers=1))), drawn_images(2, ("a", "b"))
+    assert "too few images" in page.feature_map([encoder], dataset, 16, torch.device("cpu"))
+    dataset = drawn_images(8, ("a",))
+    dataset = replace(dataset, train=replace(dataset.train, labels=None), test=None)
+    dataset, queries, (found,), _ = page.neighbours.search([encoder], dataset, 16, torch.device("cpu"))
+    assert len(queries) == len(dataset.train) == 4 and found.shape == (4, 4)
 
 
 def test_the_map_separates_groups_that_two_principal_axes_do_not():

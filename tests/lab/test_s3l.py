@@ -81,6 +81,7 @@ def test_a_second_stage_at_another_size_takes_the_encoder_and_carries_the_bank_o
         ({"bank_init": "carry", "dim": 8}, "--init-from .* --bank-init carry: .* rows of 16 numbers, --dim 8"),
         ({"size": 65}, "--init-from .* trained at --size 16, it cannot go on at 65"),
         ({"drop_last_stage": True}, "--init-from .* its encoder has another shape"),
+        ({"method": "simclr"}, "--init-from .*: a run of --method ours has another head than --method simclr"),
     ],
 )
 def test_what_cannot_go_on_is_refused_before_anything_is_written(options, message, lab_config, small, tmp_path):
