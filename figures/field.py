@@ -116,6 +116,6 @@ def at_scale(base: LabConfig, scale: str) -> LabConfig:
     return replace(base, dim=512, hidden=512, negatives=ROUND_ONE["negatives"]) if scale == "cpu" else base
 
 
-def lasting(config: LabConfig, epochs: int) -> LabConfig:
-    """config for that many epochs; at most a fifth of them are warm-up."""
-    return replace(config, epochs=epochs, warmup=min(config.warmup, epochs / 5))
+def lasting(config: LabConfig, epochs: int, one_in: int = 5) -> LabConfig:
+    """config for that many epochs; at most one in five of them, or in one_in, is warm-up."""
+    return replace(config, epochs=epochs, warmup=min(config.warmup, epochs / one_in))

@@ -1,7 +1,7 @@
 """Data efficiency: pretrained on 1 000 to 50 000 images, evaluated with 100 %, 10 % and 1 % labels.
 
     python -m lab.studies.data_efficiency --scale demo            the embedded shapes, a few minutes
-    python -m lab.studies.data_efficiency --data-dir my_cifar10   five hours on two cores
+    python -m lab.studies.data_efficiency --data-dir my_cifar10   six hours on two cores
     python -m lab.studies.data_efficiency --scale paper           CIFAR-10, ResNet-18, one GPU
 
 The labels belong to the pretraining images. At one size every method sees the same number of views:
@@ -35,16 +35,17 @@ SIZES = {  # the number of images, and what the default recipe changes for it; e
     },
 }  # fmt: skip
 LABELS = {"all labels": "linear", "10 % of the labels": "linear_10", "1 %": "linear_1"}
+METHODS = ("ours", "parametric", *BEST)
 SCRATCH = "from scratch"
 
 
 def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
     base, rows = base_of(base, scale), {}
     for count, changes in SIZES[scale].items():
-        for method in ("ours", *BEST):
+        for method in METHODS:
             config = contestant(replace(base, subset=count, **changes), method)
-            epochs = config.epochs if method == "ours" else config.epochs // 2
-            rows[f"{NAMES[method]}, {count} images"] = lasting(config, epochs)
+            epochs = config.epochs // 2 if method in BEST else config.epochs
+            rows[f"{NAMES[method]}, {count} images"] = lasting(config, epochs, one_in=10)
     return rows
 
 
@@ -52,7 +53,8 @@ def measure(checkpoint: dict, dataset: Dataset) -> dict:
     """The figures of the frozen backbone; for ours, those of training from scratch too."""
     config = checkpoint["config"]
     figures = evaluate(checkpoint, dataset, device=config["device"], slow=("few_labels",), controls=False, quiet=True)
-    return figures["trained"] | (from_scratch(config, dataset) if config["method"] == "ours" else {})
+    ours = config["method"] == "ours" and config["bank_init"] == "forward"  # and not the parametric classifier
+    return figures["trained"] | (from_scratch(config, dataset) if ours else {})
 
 
 def from_scratch(config: dict, dataset: Dataset) -> dict:
@@ -87,7 +89,7 @@ def from_scratch_of(run: dict) -> dict:
 def draw(runs: list[dict], path) -> None:
     rows = rows_of(runs)
     figure, axes = plots.plt.subplots(1, 3, figsize=(11, 4), constrained_layout=True, sharey=True)
-    colours = (plots.ORANGE, plots.BLUE, plots.GREEN, plots.GREY)
+    colours = (plots.ORANGE, plots.PURPLE, plots.BLUE, plots.GREEN, plots.GREY)
     for axis, (words, key) in zip(axes, LABELS.items()):
         for (method, sizes), colour in zip(rows.items(), colours):
             values = [plots.percent(own, own[0]["name"], key) for own in sizes.values()]

@@ -1,7 +1,7 @@
 """Transfer: pretrained on one dataset, evaluated on another. CIFAR-10 and the embedded shapes.
 
     python -m lab.studies.transfer --scale demo            the embedded shapes alone, a few minutes
-    python -m lab.studies.transfer --data-dir my_cifar10   an hour on two cores
+    python -m lab.studies.transfer --data-dir my_cifar10   half an hour on two cores
     python -m lab.studies.transfer --scale paper           also CIFAR-100, STL-10; one GPU
 
 Rows are datasets for pretraining, columns are datasets for evaluation. Every method sees the same
@@ -31,8 +31,9 @@ def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
     base, rows = base_of(base, scale), {}
     for place in places(scale, base.dataset):
         for method in ("ours", *BEST):
+            config = replace(contestant(base, method), dataset=place)
             epochs = EPOCHS[scale] // (1 if method == "ours" else 2)
-            rows[f"{NAMES[method]} on {place}"] = lasting(replace(contestant(base, method), dataset=place), epochs)
+            rows[f"{NAMES[method]} on {place}"] = lasting(config, epochs, one_in=10)
     return rows
 
 

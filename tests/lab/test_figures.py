@@ -358,7 +358,7 @@ def test_the_table_of_costs_has_time_memory_and_arithmetic():
     lines = fig1_cost.table(runs).splitlines()
     images = 39 * 256 * 10  # whole batches of 10 000
     assert lines[2] == f"| ours, 10 epochs | 46.0 ± 1.0 | 41.0 ± 1.0 | 200 | {images / 200:.0f} | - | 100 | 3 |"
-    assert len(lines) == 2 + 4 + 2 + 7 * 2 + 1
+    assert len(lines) == 2 + 4 + 2 + 5 * 2 + 1 + 2
     counted = fig1_cost.table([run | {"gflop": 0.125} for run in runs]).splitlines()
     assert all("| 0.12 | 100 | 3 |" in line for line in counted[2:])
 
