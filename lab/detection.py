@@ -221,7 +221,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("run", metavar="RUN_OR_CHECKPOINT", help="a run's folder, or a checkpoint file")
     parser.add_argument("--task", choices=("detection", "segmentation"), default="detection", help="[detection]")
     parser.add_argument("--dataset", choices=("shapes", "coco", "voc"), default="shapes", help="[shapes]")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where coco or voc lies [data]")
+    parser.add_argument("--data-dir", type=Path, help="where coco or voc lies [data]")
     parser.add_argument("--subset", type=int, default=0, help="train on this many labelled images only, 0 for all [0]")
     parser.add_argument("--size", type=int, default=0, help="shorter side of the images, pixels [the first one's own]")
     words = "fewer channels and proposals, for two cores (always so with the small stem)"
@@ -241,9 +241,11 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = read_checkpoint(args.run, LabConfig)
     if min(args.epochs, args.batch_size) < 1 or args.size < 0 or not 0 < args.lr < math.inf:
         raise UserError("--epochs and --batch-size must be at least 1, --lr greater than 0, and --size not negative")
+    if args.data_dir and args.dataset == "shapes":
+        raise UserError("--data-dir means nothing with --dataset shapes: add --dataset coco or voc")
     check_device(args.device)
     started = time.perf_counter()
-    train, test = scenes.load(args.dataset, args.data_dir, args.task, args.subset)
+    train, test = scenes.load(args.dataset, args.data_dir or Path("data"), args.task, args.subset)
     settings = {key: getattr(args, key) for key in SETTINGS}
     results, _ = transfer(checkpoint, train, test, **settings)
     seconds = time.perf_counter() - started

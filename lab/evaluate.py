@@ -205,14 +205,16 @@ def slow_options() -> Parser:
     parser.add_argument("--mixup", type=float, default=0.0, metavar="ALPHA", help="mixup in fine-tuning (S3L: 1) [off]")
     text = "fine-tune with the stage that --drop-last-stage left out, after so many epochs of it alone [0: without it]"
     parser.add_argument("--restore-last-stage", type=int, default=0, metavar="EPOCHS", help=text)
-    parser.add_argument("--epochs", type=int, default=20, help="epochs of --augmented and --finetune [20]")
+    parser.add_argument("--epochs", type=int, help="epochs of --augmented and --finetune [20]")
     return parser
 
 
 def protocols_of(args, config: dict) -> Protocols:
     """The protocols that a command line asks for. Raises UserError for options that do not fit."""
-    if args.epochs < 1:
+    if args.epochs is not None and args.epochs < 1:
         raise UserError("--epochs must be at least 1")
+    if args.epochs and not (args.augmented or args.finetune):
+        raise UserError("--epochs means nothing without --augmented or --finetune: leave it out")
     if not (0 <= args.mixup < math.inf and args.restore_last_stage >= 0):
         raise UserError("--mixup and --restore-last-stage must be finite and not negative")
     if (args.mixup or args.restore_last_stage) and not args.finetune:
@@ -221,7 +223,7 @@ def protocols_of(args, config: dict) -> Protocols:
         raise UserError(f"--restore-last-stage: {args.run} was trained with all of its stages")
     check_side(config, args.size)
     slow = tuple(name for name in ("few_labels", "augmented", "finetune") if getattr(args, name))
-    return Protocols(config, slow, args.epochs, args.mixup, args.restore_last_stage)
+    return Protocols(config, slow, args.epochs or 20, args.mixup, args.restore_last_stage)
 
 
 @command

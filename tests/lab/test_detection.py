@@ -369,6 +369,7 @@ def test_the_command_prints_a_table_and_writes_fractions(run, coco, tmp_path, ca
         (["RUN", "--device", "tpu"], "--device: device 'tpu' is not available"),
         (["RUN", "--subset", "201"], "--subset 201: there are 200 training and 200 test images"),
         (["RUN", "--dataset", "coco", "--data-dir", "no"], "--data-dir no: no annotations/instances_train*.json"),
+        (["RUN", "--data-dir", "no"], "--data-dir means nothing with --dataset shapes: add --dataset coco or voc"),
         (["RUN", "--dataset", "voc", "--data-dir", "no"], "--data-dir no: no Annotations/*.xml"),
         (["RUN", "--task", "keypoints"], "--task: invalid choice: 'keypoints'"),
         pytest.param(

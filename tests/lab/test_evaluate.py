@@ -209,6 +209,7 @@ def test_fine_tuning_with_mixup_learns_from_mixtures_and_without_it_mixes_nothin
     ("kind", "options", "message"),
     [
         ("whole", ["--epochs", "0"], "--epochs must be at least 1"),
+        ("whole", ["--epochs", "3", "--few-labels"], "--epochs means nothing without --augmented or --finetune"),
         ("whole", ["--k", "0"], "--k must be at least 1"),
         ("dropped", ["--mixup", "1"], "belong to fine-tuning: add --finetune"),
         ("dropped", ["--finetune", "--mixup", "-1"], "must be finite and not negative"),
