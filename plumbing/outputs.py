@@ -42,8 +42,7 @@ def output(place: str | Path) -> Path:
         elif path.exists() and any(os.path.samestat(path.stat(), os.fstat(number)) for number in (1, 2)):
             problem = "this program prints there already; name another file"
         else:
-            _beside(path).touch()
-            _beside(path).unlink()
+            _try(path)
             if path.exists():
                 open(path, "r+").close()
     except OSError as error:
@@ -57,14 +56,19 @@ def check_folder(folder: Path) -> None:
     """Raises UserError if a run's folder cannot be made or written: known before the work."""
     try:
         above = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-        _beside(above / "run").touch()
-        _beside(above / "run").unlink()
+        _try(above / "run")
     except OSError as error:
         raise UserError(f"--out {folder}: cannot write there ({error.strerror})") from error
 
 
 def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}.part")
+
+
+def _try(path: Path) -> None:
+    """Raises OSError if no file can be made next to path."""
+    _beside(path).touch()
+    _beside(path).unlink()
 
 
 def _replace(beside: Path, path: Path) -> None:

@@ -88,7 +88,7 @@ def _check_content(checkpoint: dict) -> None:
         _check_types(row, dict.fromkeys(names, NUMBER))
     low, high = checkpoint.get("span") or (0, 1)
     _check_types({"low": low, "high": high}, {"low": NUMBER, "high": NUMBER})
-    _check_types({"side": checkpoint.get("side", 0)}, {"side": int})
+    _check_types({"side": 0} | checkpoint, {"side": int})
     files = images and images["files"]
     if (bank and bank["weight"].ndim != 2) or (images and (files.dtype, files.ndim) != (torch.long, 1)):
         raise UserError("the rows of its bank, or its list of images, have another shape")

@@ -112,7 +112,7 @@ def test_an_exported_backbone_says_how_its_images_are_prepared(flags, tmp_path, 
     assert evaluate([str(tmp_path / "run"), "--features", str(tmp_path / "b.npz")]) == 0
     side = re.search(r"images of (\d+) px", capsys.readouterr().out)[1]
     assert str(MEAN) in said and str(STD) in said
-    assert f"(1, 3, {side}, {side}), the central square of a picture" in said
+    assert side == "16" and f"(1, 3, {side}, {side}), the central square of a picture" in said
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad"])
