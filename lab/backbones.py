@@ -66,6 +66,9 @@ def build_backbone(arch: str, size: int, width: int | None = None, drop_last_sta
         net.classifier = nn.Identity()
         if size <= SMALL:  # these begin with a 3x3 convolution already: only its stride goes
             net.features[0][0].stride = (1, 1)
+        for norm in net.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.momentum = 0.1  # mobilenet_v3_small has 0.01: a short run ended with the statistics of its start
         return net
     return _vit(size, width or 192)
 

@@ -53,6 +53,15 @@ def test_the_first_convolution_of_a_mobile_network_strides_over_large_images_onl
     assert net.features[0](views(size)).shape[-1] == size // stride
 
 
+@pytest.mark.parametrize("arch", MOBILE)
+def test_a_run_of_fifty_steps_is_evaluated_with_its_own_statistics_of_batchnorm(arch):
+    net, x = backbone(arch, 32).train(), views(32)
+    for _ in range(50):
+        net(x)
+    first, norm, *_ = net.features[0]
+    torch.testing.assert_close(norm.running_mean, first(x).mean((0, 2, 3)), rtol=0.02, atol=1e-3)
+
+
 # ------------------------------------------------------------------------------------ torchvision
 
 
