@@ -50,13 +50,14 @@ class Muon(torch.optim.Optimizer):
 
     A convolution's weights are the matrix (out, in k k). A matrix of R rows and C columns moves at
     the rate lr max(1, R / C)^1/2 with decoupled weight decay (lr weight_decay per step), the other
-    parameters at the rate 2 lr without weight decay.
+    parameters at the rate 2 lr without weight decay. The filters of a depthwise convolution,
+    (out, 1, k, k), are no matrix, because each filter has an input of its own: they move by SGD.
     """
 
     def __init__(self, parameters, lr=0.05, momentum=0.6, weight_decay=0.0, sgd_momentum=0.9, steps=5):
         parameters = list(parameters)
-        matrices = {"params": [p for p in parameters if p.ndim > 1], "momentum": momentum, "factor": 1.0}
-        vectors = {"params": [p for p in parameters if p.ndim < 2], "momentum": sgd_momentum, "factor": 2.0}
+        matrices = {"params": [p for p in parameters if is_matrix(p)], "momentum": momentum, "factor": 1.0}
+        vectors = {"params": [p for p in parameters if not is_matrix(p)], "momentum": sgd_momentum, "factor": 2.0}
         super().__init__([matrices, vectors], {"lr": lr, "weight_decay": weight_decay, "steps": steps})
         set_rate(self, lr)
 
@@ -84,6 +85,12 @@ class Muon(torch.optim.Optimizer):
             if not self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         return params, [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]
+
+
+def is_matrix(parameter: Tensor) -> bool:
+    """Whether Muon orthogonalises the parameter's steps."""
+    depthwise = parameter.ndim == 4 and parameter.shape[1] == 1
+    return parameter.ndim > 1 and not depthwise
 
 
 def optimizer_of(config, parameters) -> torch.optim.Optimizer:

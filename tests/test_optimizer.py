@@ -68,6 +68,18 @@ def test_biases_and_batchnorm_move_as_sgd_would_move_them_at_twice_the_rate():
     torch.testing.assert_close(norm.bias, other.bias)
 
 
+def test_depthwise_filters_move_as_sgd_would_move_them_and_other_convolutions_do_not():
+    net = nn.Sequential(nn.Conv2d(6, 6, 3, groups=6, bias=False), nn.Conv2d(6, 8, 1, bias=False))
+    other = copy.deepcopy(net)
+    muon, sgd = Muon(net.parameters(), lr=0.05, weight_decay=0.3), torch.optim.SGD(other.parameters(), 0.1, 0.9)
+    x = torch.randn(8, 6, 5, 5)
+    for network, optimizer in ((net, muon), (other, sgd)):
+        network(x).square().mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(net[0].weight, other[0].weight)
+    assert (net[1].weight - other[1].weight).norm() > 0.1
+
+
 def test_the_rate_of_a_group_is_its_factor_times_the_rate():
     optimizer = Muon(nn.Linear(4, 4).parameters())
     set_rate(optimizer, 0.1)
