@@ -1,12 +1,14 @@
 """Small backbones: ours and the best two of the others, with parameters and arithmetic.
 
     python -m lab.studies.model_efficiency --scale demo                      a few minutes
-    python -m lab.studies.model_efficiency --data-dir my_cifar10 --seeds 0   hours on two cores
+    python -m lab.studies.model_efficiency --data-dir my_cifar10 --seeds 0   three hours, two cores
     python -m lab.studies.model_efficiency --scale paper                     CIFAR-10, one GPU
 
-Every method sees the same number of views: a two-branch method runs for half the epochs. The table
-says what the backbone's passes take in all, heads and Muon not counted. Seconds would compare the
-machines and what else ran.
+Every backbone of lab/backbones.py takes part. At cpu scale ResNets have width 16 and vit_tiny has
+48: a quarter of their channels. Mobile networks have their own width. Every method sees the same
+number of views: a two-branch method runs for half the epochs. The table says what the backbone's
+passes take in all, heads and Muon not counted. Seconds would compare the machines and what else
+ran.
 """
 
 import sys
@@ -15,9 +17,11 @@ from dataclasses import replace
 from figures import plots
 from figures.field import BEST, NAMES, base_of, contestant, lasting
 from figures.sweep import figure, spread
-from lab.backbones import ARCHITECTURES, build_backbone
+from lab.backbones import ARCHITECTURES, MOBILE, build_backbone
 from lab.studies.sslight import multiply_adds, work
 from lab.train import LabConfig
+
+METHODS = ("ours", *BEST)
 
 
 def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
@@ -25,10 +29,12 @@ def points(base: LabConfig, scale: str = "cpu") -> dict[str, LabConfig]:
     epochs = 10 if scale == "cpu" else base.epochs
     rows = {}
     for arch in ARCHITECTURES:
-        for method in ("ours", *BEST):
-            config = replace(contestant(base, method), arch=arch, width=base.width if arch == "resnet10" else 0)
+        width = 0 if arch in MOBILE else base.width * (3 if arch == "vit_tiny" else 1)
+        backbone = f"{arch} of width {width}" if width else arch
+        for method in METHODS:
+            config = replace(contestant(base, method), arch=arch, width=width)
             length = epochs if method == "ours" else epochs // 2
-            rows[f"{arch}, {NAMES[method]}"] = lasting(config, length, one_in=10)
+            rows[f"{backbone}, {NAMES[method]}"] = lasting(config, length, one_in=10)
     return rows
 
 
@@ -46,16 +52,37 @@ def total(config: dict) -> float:
 
 
 def draw(runs: list[dict], path) -> None:
-    names = list(dict.fromkeys(run["name"] for run in runs))
-    plots.bars(path, runs, names, title(runs))
+    """A line per backbone, a marker per method: mean, deviation and every seed, of both figures."""
+    backbones = backbones_of(runs)
+    figure, axes = plots.plt.subplots(1, 2, figsize=(11, 0.55 * len(backbones) + 1.9), layout="constrained")
+    for axis, (key, words) in zip(axes, plots.FIGURES.items()):
+        for method, colour, shift in zip(METHODS, plots.MARKERS, (-0.22, 0.0, 0.22)):
+            for place, backbone in enumerate(backbones):
+                values, y = plots.percent(runs, f"{backbone}, {NAMES[method]}", key), place + shift
+                label = NAMES[method] if place == 0 else None
+                style = dict(fmt=plots.MARKERS[colour], color=colour, markersize=7, label=label)
+                axis.errorbar(values.mean(), y, xerr=plots.deviation(values), **style)
+                axis.plot(values, [y] * len(values), ".", color="black", markersize=3, zorder=3)
+        axis.set(yticks=range(len(backbones)), yticklabels=backbones, xlabel=words)
+        axis.invert_yaxis()
+    axes[1].set_yticklabels([])
+    axes[0].legend(loc="best")
+    plots.finish(figure, title(runs), runs, path)
+
+
+def backbones_of(runs: list[dict]) -> list[str]:
+    """The backbones that have a run of every method."""
+    names = dict.fromkeys(run["name"] for run in runs)
+    backbones = dict.fromkeys(name.split(", ")[0] for name in names)
+    return [b for b in backbones if all(f"{b}, {NAMES[m]}" in names for m in METHODS)]
 
 
 def title(runs: list[dict]) -> str:
     """On how many backbones ours leads the better of the others, and by how much."""
     gains = {}
-    for arch in dict.fromkeys(run["config"]["arch"] for run in runs):
-        ours, *others = (plots.percent(runs, f"{arch}, {NAMES[m]}", "linear").mean() for m in ("ours", *BEST))
-        gains[arch] = (ours - max(others)).item()
+    for backbone in backbones_of(runs):
+        ours, *others = (plots.percent(runs, f"{backbone}, {NAMES[m]}", "linear").mean() for m in METHODS)
+        gains[backbone.split(" ")[0]] = (ours - max(others)).item()
     ahead = sum(gain > 0 for gain in gains.values())
     words = ", ".join(f"{arch} {gain:+.1f}" for arch, gain in gains.items())
     return f"Linear probe, ours less the better of the others: ahead on {ahead} of {len(gains)}\n{words}"
@@ -70,9 +97,10 @@ def table(runs: list[dict]) -> str:
     ]
     for name in dict.fromkeys(run["name"] for run in runs):
         own = [run for run in runs if run["name"] == name]
-        arch, method = name.split(", ", 1)
+        backbone, method = name.split(", ", 1)
         parameters, madds = cost(own[0]["config"])
-        cells = [arch, f"{parameters:.2f}", f"{madds:.0f}", method, *(spread(runs, name, k) for k in ("linear", "knn"))]
+        cells = [backbone, f"{parameters:.2f}", f"{madds:.0f}", method]
+        cells += [spread(runs, name, key) for key in ("linear", "knn")]
         cells += [f"{total(own[0]['config']):.1f}", str(len(own))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -163,16 +163,17 @@ def test_the_title_of_little_data_names_the_largest_and_the_smallest_gain():
 
 
 def test_small_backbones_are_drawn_with_what_they_cost(titles, tmp_path):
-    runs = invented(model_efficiency, better=["resnet10, ours"])
+    runs = invented(model_efficiency, better=["resnet10 of width 16, ours"])
     model_efficiency.draw(runs, tmp_path / "x.png")
     assert "ahead on 1 of 8" in titles[0] and "resnet10 +10.0, resnet18 +0.0" in titles[0]
     lines = model_efficiency.table(runs).splitlines()
-    forward_and_backward = 3 * 2 * 312e6  # of a view; 10 epochs of 19 steps of 256
+    forward_and_backward = 3 * 2 * 19.7e6  # of a view; 10 epochs of 19 steps of 256
     assert model_efficiency.total(runs[9]["config"]) == pytest.approx(forward_and_backward * 10 * 4864 / 1e12, rel=0.01)
     ours, simclr, moco = (line.split(" | ")[6] for line in lines[5:8])
     assert ours == simclr and float(moco) > 1.3 * float(ours), "MoCo's other network costs a forward pass"
     assert len(lines) == 2 + 24 and any(
-        line.startswith(f"| resnet18 | 11.17 | 312 | {field.NAMES[field.BEST[-1]]} | 46.0 ± 1.0 |") for line in lines
+        line.startswith(f"| resnet18 of width 16 | 0.70 | 20 | {field.NAMES[field.BEST[-1]]} | 46.0 ± 1.0 |")
+        for line in lines
     )
 
 
