@@ -1,7 +1,7 @@
 """Small backbones: ours and the best two of the others, with parameters and arithmetic.
 
     python -m lab.studies.model_efficiency --scale demo                      a few minutes
-    python -m lab.studies.model_efficiency --data-dir my_cifar10 --seeds 0   three hours, two cores
+    python -m lab.studies.model_efficiency --data-dir my_cifar10             four hours, two cores
     python -m lab.studies.model_efficiency --scale paper                     CIFAR-10, one GPU
 
 Every backbone of lab/backbones.py takes part. At cpu scale ResNets have width 16 and vit_tiny has
@@ -84,8 +84,10 @@ def title(runs: list[dict]) -> str:
         ours, *others = (plots.percent(runs, f"{backbone}, {NAMES[m]}", "linear").mean() for m in METHODS)
         gains[backbone.split(" ")[0]] = (ours - max(others)).item()
     ahead = sum(gain > 0 for gain in gains.values())
-    words = ", ".join(f"{arch} {gain:+.1f}" for arch, gain in gains.items())
-    return f"Linear probe, ours less the better of the others: ahead on {ahead} of {len(gains)}\n{words}"
+    words = [f"{arch} {gain:+.1f}" for arch, gain in gains.items()]
+    lines = (", ".join(words[i : i + 4]) for i in range(0, len(words), 4))
+    head = f"Linear probe, ours less the better of the others: ahead on {ahead} of {len(gains)}"
+    return "\n".join((head, *lines))
 
 
 def table(runs: list[dict]) -> str:
