@@ -57,12 +57,13 @@ def draw(runs: list[dict], path) -> None:
     figure, axes = plots.plt.subplots(1, 2, figsize=(11, 0.55 * len(backbones) + 1.9), layout="constrained")
     for axis, (key, words) in zip(axes, plots.FIGURES.items()):
         for method, colour, shift in zip(METHODS, plots.MARKERS, (-0.22, 0.0, 0.22)):
-            for place, backbone in enumerate(backbones):
-                values, y = plots.percent(runs, f"{backbone}, {NAMES[method]}", key), place + shift
-                label = NAMES[method] if place == 0 else None
-                style = dict(fmt=plots.MARKERS[colour], color=colour, markersize=7, label=label)
-                axis.errorbar(values.mean(), y, xerr=plots.deviation(values), **style)
-                axis.plot(values, [y] * len(values), ".", color="black", markersize=3, zorder=3)
+            values = [plots.percent(runs, f"{backbone}, {NAMES[method]}", key) for backbone in backbones]
+            means, spreads = [v.mean() for v in values], [plots.deviation(v) for v in values]
+            y = [place + shift for place in range(len(backbones))]
+            style = dict(fmt=plots.MARKERS[colour], color=colour, markersize=7, label=NAMES[method])
+            axis.errorbar(means, y, xerr=spreads, **style)
+            for place, seeds in zip(y, values):
+                axis.plot(seeds, [place] * len(seeds), ".", color="black", markersize=3, zorder=3)
         axis.set(yticks=range(len(backbones)), yticklabels=backbones, xlabel=words)
         axis.invert_yaxis()
     axes[1].set_yticklabels([])
@@ -72,8 +73,8 @@ def draw(runs: list[dict], path) -> None:
 
 def backbones_of(runs: list[dict]) -> list[str]:
     """The backbones that have a run of every method."""
-    names = dict.fromkeys(run["name"] for run in runs)
-    backbones = dict.fromkeys(name.split(", ")[0] for name in names)
+    names = {run["name"] for run in runs}
+    backbones = dict.fromkeys(run["name"].split(", ")[0] for run in runs)
     return [b for b in backbones if all(f"{b}, {NAMES[m]}" in names for m in METHODS)]
 
 
