@@ -82,8 +82,8 @@ def title(runs: list[dict]) -> str:
     """On how many backbones ours leads the better of the others, and by how much."""
     gains = {}
     for backbone in backbones_of(runs):
-        ours, *others = (plots.percent(runs, f"{backbone}, {NAMES[m]}", "linear").mean() for m in METHODS)
-        gains[backbone.split(" ")[0]] = (ours - max(others)).item()
+        ours, *others = (f"{backbone}, {NAMES[method]}" for method in METHODS)
+        gains[backbone.split(" ")[0]] = min(plots.change(runs, ours, other, "linear")[0] for other in others)
     ahead = sum(gain > 0 for gain in gains.values())
     words = [f"{arch} {gain:+.1f}" for arch, gain in gains.items()]
     lines = (", ".join(words[i : i + 4]) for i in range(0, len(words), 4))
